@@ -1,0 +1,160 @@
+"""The bench of one run: its seed, random streams, device, progress, logging, and stages shared between variants."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mechanisms.lab import stages
+from mechanisms.lab.configuration import as_dict, dict_hash
+
+if TYPE_CHECKING:
+    import lightning.fabric
+    import numpy as np
+    import torch
+
+T = TypeVar("T")
+
+# (step, total, numbers shown beside the bar)
+Report = Callable[[int, int | None, Mapping[str, float]], None]
+
+
+class Bench:
+    """What a recipe's `run` gets beside its configuration and variant.
+
+    Args:
+        seed: everything random follows from it.
+        device: a name, or "auto".
+        settings: the run's configuration; it is part of the key of cached stages.
+        owner: what the stages belong to, for example "xrm/coloured-digits".
+        code: hash of the source the run depends on; part of the key of cached stages.
+        cache: folder of the cached stages; `None` computes every stage anew.
+        threads: CPU threads, recorded and part of the key of cached stages.
+        report: called with progress, at most ten times a second.
+        logger: a Fabric logger that receives what `log` is given, beside the record.
+
+    >>> bench = Bench(seed=3)
+    >>> bench.generator("weights").initial_seed() == Bench(seed=3).generator("weights").initial_seed()
+    True
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        device: str = "cpu",
+        settings: Any = None,
+        owner: str = "",
+        code: str = "",
+        cache: Path | None = None,
+        threads: int = 1,
+        report: Report | None = None,
+        logger: Any = None,
+    ) -> None:
+        from mechanisms._base.device import resolve_device
+
+        self.seed = seed
+        self.device: torch.device = resolve_device(device)
+        self.threads = threads
+        self.curves: dict[str, tuple[list[float], list[float]]] = {}
+        self.notes: list[str] = []
+        self.stages: dict[str, float] = {}
+        self.waited = 0.0
+        self._settings, self._owner, self._code, self._cache = settings, owner, code, cache
+        self._report, self._logger = report, logger
+        self._reported = 0.0
+        self._fabric: lightning.fabric.Fabric | None = None
+
+    def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A torch generator for the stream `name` of this seed."""
+        from mechanisms._base.seeds import torch_generator
+
+        return torch_generator(self.seed, name, device)
+
+    def numpy(self, name: str) -> np.random.Generator:
+        """A NumPy generator for the stream `name` of this seed."""
+        from mechanisms._base.seeds import numpy_generator
+
+        return numpy_generator(self.seed, name)
+
+    @property
+    def fabric(self) -> lightning.fabric.Fabric:
+        """Lightning Fabric on this run's device (all devices under torchrun or SLURM), launched."""
+        if self._fabric is None:
+            from mechanisms.lab.training import make_fabric
+
+            self._fabric = make_fabric(self.device, self._logger)
+        return self._fabric
+
+    def progress(self, step: int, total: int | None = None, **numbers: float) -> None:
+        """Show how far the run is; `numbers` (a loss, say) stand beside the bar. Cheap: call it every step.
+
+        Numbers are read only when something is drawn, so tensors may be passed without a device synchronisation.
+        """
+        if self._report is None:
+            return
+        now = time.monotonic()
+        if now - self._reported >= 0.1 or step == total:
+            self._reported = now
+            self._report(step, total, {name: float(value) for name, value in numbers.items()})
+
+    def log(self, step: float, **values: float) -> None:
+        """Add a point to the run's curves; they go into the record and to the logger the user chose."""
+        for name, value in values.items():
+            steps, points = self.curves.setdefault(name, ([], []))
+            steps.append(float(step))
+            points.append(float(value))
+        if self._logger is not None:
+            self._logger.log_metrics({name: float(value) for name, value in values.items()}, step=int(step))
+
+    def note(self, text: str) -> None:
+        """Keep a remark in the record, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def cached(self, key: str, function: Callable[[], T], settings: Mapping[str, Any] | None = None) -> T:
+        """The value of an expensive stage that several variants share, computed once per configuration and seed.
+
+        It is stored atomically and locked across processes; its seconds go into the record of the run that computed it.
+
+        Args:
+            key: name of the stage.
+            function: computes it. It must draw only from this bench's streams, and return tensors, arrays, numbers,
+                text and None in dictionaries, lists and tuples.
+            settings: the part of the configuration it depends on; the whole one by default. A narrower one lets
+                experiments and overrides share the stage.
+
+        Raises:
+            TypeError: the value holds something that cannot be stored without pickle.
+        """
+        whole = as_dict(self._settings) if self._settings is not None else {}
+        identity = {
+            "owner": self._owner if settings is None else self._owner.split("/")[0],
+            "key": key,
+            "settings": whole if settings is None else dict(settings),
+            "seed": self.seed,
+            "code": self._code,
+            "threads": self.threads,
+            "device": self.device.type,
+        }
+        started = time.perf_counter()
+        if self._cache is None:
+            value, seconds = function(), None
+            self.stages[key] = time.perf_counter() - started
+        else:
+            path = self._cache / f"{key}.{dict_hash(identity)}.safetensors"
+            value, seconds = stages.load_or_compute(path, function)
+            if seconds is not None:
+                self.stages[key] = seconds
+        self.waited += time.perf_counter() - started
+        return value
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Keep the seconds of a block under a name among the record's stages."""
+        started = time.perf_counter()
+        yield
+        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started

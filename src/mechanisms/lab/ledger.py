@@ -1,0 +1,85 @@
+"""The ledger: what the records say of every claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mechanisms.lab.claims import Claim, Outcome
+from mechanisms.lab.configuration import as_dict, config_hash
+from mechanisms.lab.paper import Experiment, Paper
+from mechanisms.lab.records import Cell, Record, cells
+from mechanisms.lab.registry import code_hash
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim at one scale and configuration.
+
+    Attributes:
+        slug, experiment, scale: where it belongs.
+        changed: settings that differ from the scale's own (empty for the standard configuration).
+        claim: text, published figure and note.
+        outcome: the verdict with its figures.
+        date: of the latest record (UTC, day), "" when not run.
+        devices: where the records were made, for example ("cpu",).
+        stale: some record was made by older code.
+    """
+
+    slug: str
+    experiment: str
+    scale: str
+    changed: Mapping[str, Any]
+    claim: Claim
+    outcome: Outcome
+    date: str
+    devices: tuple[str, ...]
+    stale: bool
+
+
+def rows(papers: Iterable[Paper], records: Sequence[Record]) -> list[Row]:
+    """Every claim of the papers at every scale that has records; at "laptop" also where it has none (*not run*)."""
+    by_experiment: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells(records):
+        by_experiment.setdefault((cell.slug, cell.experiment), []).append(cell)
+    found: list[Row] = []
+    for paper in papers:
+        for experiment in paper.experiments:
+            there = by_experiment.get((paper.slug, experiment.name), [])
+            for cell in _with_missing(paper, experiment, there):
+                found += [_row(paper, experiment, cell, claim) for claim in experiment.claims if cell.scale in claim.scales]
+    return found
+
+
+def _with_missing(paper: Paper, experiment: Experiment, there: list[Cell]) -> list[Cell]:
+    """The cells in the order of the scales, the standard configuration first; "laptop" always has one."""
+    chosen: list[Cell] = []
+    for scale, settings in experiment.scales.items():
+        mine = [cell for cell in there if cell.scale == scale]
+        standard = [cell for cell in mine if cell.config_hash == config_hash(settings)]
+        if not standard and scale == "laptop":
+            standard = [Cell(paper.slug, experiment.name, scale, as_dict(settings), ())]
+        chosen += standard + [cell for cell in mine if cell not in standard]
+    return chosen
+
+
+def _row(paper: Paper, experiment: Experiment, cell: Cell, claim: Claim) -> Row:
+    used = [record for record in cell.records if record.variant in claim.variants]
+    return Row(
+        slug=paper.slug,
+        experiment=experiment.name,
+        scale=cell.scale,
+        changed=changed_settings(experiment, cell),
+        claim=claim,
+        outcome=claim.check.evaluate(cell, looks=cell.looks),
+        date=max((record.started[:10] for record in used), default=""),
+        devices=tuple(sorted({record.device for record in used})),
+        stale=any(record.code != code_hash(paper.slug) for record in used),
+    )
+
+
+def changed_settings(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """The settings of a cell that differ from its scale's own."""
+    standard = as_dict(experiment.scales[cell.scale])
+    return {key: value for key, value in cell.config.items() if key not in standard or standard[key] != value}

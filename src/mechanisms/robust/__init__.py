@@ -1,0 +1,1 @@
+"""When the data shift: finding environments, learning from groups, and the baselines they are compared with."""
