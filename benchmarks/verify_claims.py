@@ -116,7 +116,7 @@ def until_decided(metric: Metric, replicates: int = REPLICATES) -> tuple[float, 
 def tables() -> dict[str, str]:
     """The Markdown tables by the name of their markers."""
     lines = [
-        "| metric | seeds | says *holds* | ... without a mark | covers | marked | bounded says *holds* | bounded covers |",
+        "| metric | seeds | says *holds* | ... without a mark | covers | marked | bounded *holds* | bounded covers |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for metric in METRICS:

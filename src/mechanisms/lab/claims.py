@@ -10,7 +10,7 @@ otherwise. Exact claims rest on a tolerance. `docs/guides/verdicts.md` shows how
 ...            for variant, values in accuracy.items() for seed, value in enumerate(values)]
 >>> outcome = at_least("accuracy", "xrm", "oracle", margin=-0.03).evaluate(Cell("xrm", "digits", "laptop", {}, records))
 >>> print(verdict_label(outcome), "|", outcome.statement, "|", describe(outcome))
-holds (provisional) | accuracy: xrm - oracle >= -0.03 | −0.005 [−0.014, 0.004], 4 seeds
+holds (provisional) | accuracy: xrm - oracle >= -0.03 | −0.0050 [−0.0142, 0.0042], 4 seeds
 """
 
 from __future__ import annotations
