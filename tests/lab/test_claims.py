@@ -357,6 +357,7 @@ def test_statements_read_well():
     assert at_most("loss", "a", "b", margin=0.5).statement == "loss: a - b <= 0.5"
     assert better_than("loss", "a", "b").statement == "loss: a - b > 0"
     assert close_to("loss", "a", 0.5, within=0.01).statement == "loss: |a - 0.5| <= 0.01"
+    assert close_to("loss", "a", -0.5, within=1).statement == "loss: |a + 0.5| <= 1"
     assert Claim("text", at_least("loss", "a", "b")).variants == ("a", "b")
 
 
@@ -382,6 +383,12 @@ def test_statements_read_well():
 def test_mistakes_are_named_when_the_claim_is_written(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.user_input
+def test_one_name_is_no_tuple_of_names():
+    with pytest.raises(ValueError, match=r"write \('xrm',\)"):
+        predicate(lambda seed: True, "xrm", "always")
 
 
 @pytest.mark.parametrize(
