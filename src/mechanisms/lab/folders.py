@@ -44,6 +44,11 @@ def cache_folder() -> Path:
     return folder
 
 
+def results_folder() -> Path:
+    """The folder of the records: `$MECHANISMS_RESULTS`, else `results` in the current folder."""
+    return Path(os.environ.get("MECHANISMS_RESULTS", "results"))
+
+
 def data_folders(name: str) -> list[Path]:
     """Where a data set called `name` is looked for, first to last: `$MECHANISMS_DATA/<name>`, then the system's folder.
 

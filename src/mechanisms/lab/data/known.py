@@ -28,6 +28,11 @@ class DataSet:
     here: bool
     get: str
 
+    @property
+    def detail(self) -> str:
+        """One line: where it is, or where it was looked for and how to get it."""
+        return self.looked if self.here else f"looked for in {self.looked}; {self.get}"
+
 
 def data_sets() -> list[DataSet]:
     """Every data set the laboratory knows by name, and whether it is here.
