@@ -118,10 +118,10 @@ class TwinTrainer:
             every step would make an accelerator wait.
         """
         indices = indices.to(self.device, non_blocking=True)
-        inputs = _map(inputs, lambda values: values.to(self.device, non_blocking=True))
+        inputs = map_tensors(inputs, lambda values: values.to(self.device, non_blocking=True))
         targets, in_a = self.working_labels[indices], self.assignment[indices]
         # Seeding by the step makes a resumed run draw the same dropout masks as an uninterrupted one.
-        with _seeded(self._noise_seed + self.num_steps, self.device):
+        with seeded(self._noise_seed + self.num_steps, self.device):
             held_in, held_out = self._pass(inputs, in_a)
         loss_function = balanced_cross_entropy if self._balanced else _mean_cross_entropy
         loss = loss_function(held_in, targets, self.num_classes)
@@ -159,7 +159,7 @@ class TwinTrainer:
         outputs: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
             for batch in batches_in_order(inputs_or_loader):
-                batch = _map(batch, lambda values: values.to(self.device, non_blocking=True))
+                batch = map_tensors(batch, lambda values: values.to(self.device, non_blocking=True))
                 outputs.append((self._logits(0, batch), self._logits(1, batch)))
         self.twins.train(was_training)
         one, other = zip(*outputs, strict=True)
@@ -221,7 +221,7 @@ class TwinTrainer:
         held_in, held_out, order = [], [], []
         for twin, rows in enumerate((in_a.nonzero().flatten(), (~in_a).nonzero().flatten())):
             if len(rows):
-                part = _map(inputs, lambda values, rows=rows: values[rows])
+                part = map_tensors(inputs, lambda values, rows=rows: values[rows])
                 held_in.append(self._logits(twin, part))
                 with torch.no_grad():
                     held_out.append(self._logits(1 - twin, part))
@@ -325,15 +325,48 @@ def draw_assignment(
     return assignment
 
 
-def make_twins(make_model: Callable[[], nn.Module], seed: int, device: torch.device) -> tuple[nn.Module, nn.Module]:
+def make_twins(
+    make_model: Callable[[], nn.Module], seed: int, device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[nn.Module, nn.Module]:
     """Two networks whose initial weights follow from the seed; the global generators stay as they were.
 
     >>> one, other = make_twins(lambda: nn.Linear(1, 2), 0, torch.device("cpu"))
     >>> torch.equal(one.weight, other.weight)
     False
     """
-    with _seeded(stream_seed(seed, "weights"), device):
-        return make_model().to(device), make_model().to(device)
+    with seeded(stream_seed(seed, "weights"), device):
+        return make_model().to(device, dtype), make_model().to(device, dtype)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Generator[None]:
+    """The global generators, seeded inside the block and restored behind it.
+
+    >>> with seeded(0, torch.device("cpu")):
+    ...     first = torch.rand(2)
+    >>> with seeded(0, torch.device("cpu")):
+    ...     bool((torch.rand(2) == first).all())
+    True
+    """
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+        torch.manual_seed(seed)
+        yield
+
+
+def map_tensors(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The function applied to every tensor of a tensor, dictionary, list or tuple.
+
+    >>> map_tensors({"x": torch.ones(1)}, torch.neg)
+    {'x': tensor([-1.])}
+    """
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: map_tensors(value, function) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        return [map_tensors(value, function) for value in inputs]
+    raise TypeError(f"inputs are a {type(inputs).__name__}; give a tensor, or a dictionary, list or tuple of tensors")
 
 
 def batches_in_order(inputs_or_loader: Any) -> Iterator[Any]:
@@ -362,26 +395,6 @@ def _mixes_rows(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):
         return module.track_running_stats
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Generator[None]:
-    """The global generators, seeded inside the block and restored behind it."""
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
-        torch.manual_seed(seed)
-        yield
-
-
-def _map(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The function applied to every tensor of a tensor, dictionary, list or tuple."""
-    if isinstance(inputs, Tensor):
-        return function(inputs)
-    if isinstance(inputs, Mapping):
-        return {name: _map(value, function) for name, value in inputs.items()}
-    if isinstance(inputs, list | tuple):
-        return [_map(value, function) for value in inputs]
-    raise TypeError(f"inputs are a {type(inputs).__name__}; give a tensor, or a dictionary, list or tuple of tensors")
 
 
 def _tensors(inputs: Any) -> Iterator[Tensor]:
