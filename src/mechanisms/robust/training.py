@@ -16,26 +16,41 @@ torch.Size([80, 2])
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mechanisms._base.device import resolve_device
-from mechanisms._base.seeds import numpy_generator, stream_seed, torch_generator
-from mechanisms.robust._stack import ModelStack, OptimizerName, SharedBatches, StackedOptimizer
-from mechanisms.robust.groups import GroupDROLoss, check_groups, group_weights, irm_penalty, subsample_groups
+from mechanisms._base.seeds import numpy_generator, torch_generator
+from mechanisms.robust._loop import (
+    Objective,
+    Progress,
+    Rows,
+    Selection,
+    batches,
+    build_stack,
+    check_examples,
+    seeded,
+    train_stack,
+    weighted_cross_entropy,
+)
+from mechanisms.robust._stack import OptimizerName, StackedOptimizer
+from mechanisms.robust.groups import (
+    GroupDROLoss,
+    check_groups,
+    group_means,
+    irm_penalty,
+    subsample_groups,
+)
 
 __all__ = ["RANGES", "Draws", "GroupFit", "draw_hyperparameters", "fit_groups"]
 
 Learner = Literal["erm", "groupdro", "rwg", "subg", "irm"]
-Progress = Callable[[int, int, float], None]
 
 # Log-uniform ranges for standardised features; eta and IRM's two are the XRM paper's.
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -82,10 +97,12 @@ class Draws:
         for name, values in settings.items():
             if len(values) not in (1, count):
                 raise ValueError(f"{name} has {len(values)} values for {count} draws; give one, or one for each")
-            least = {"lr": 0.0, "batch_size": 1}.get(name, 0)
+            least = 1 if name == "batch_size" else 0
             for value in values:
-                if not (value is None and name == "batch_size") and not (value is not None and least <= value < math.inf):
-                    raise ValueError(f"{name} holds {value}; expected finite values from {least}")
+                if value is None and name == "batch_size":
+                    continue
+                if value is None or not least <= value < math.inf:
+                    raise ValueError(f"{name} holds {value}; expected finite numbers from {least}")
             object.__setattr__(self, name, values * count if len(values) == 1 else values)
 
     def __len__(self) -> int:
@@ -123,15 +140,21 @@ def draw_hyperparameters(
     if unknown := set(ranges) - set(RANGES):
         raise ValueError(f"ranges names {sorted(unknown)}; the settings are {list(RANGES)}")
     numbers = generator if isinstance(generator, np.random.Generator) else numpy_generator(generator, "hyperparameters")
-    settings = {}
+    values = {}
     for name in RANGES:
         low, high = ranges.get(name, RANGES[name])
         if not 0 < low <= high < math.inf:
             raise ValueError(f"the range of {name} is ({low}, {high}); expected 0 < low <= high")
-        uniform = numbers.random(count)
-        values = [float(low) if low == high else float(low * (high / low) ** u) for u in uniform]
-        settings[name] = tuple(int(v) for v in values) if name in ("batch_size", "irm_anneal") else tuple(values)
-    return Draws(**settings)
+        # min: rounding may carry a value past the end of its range, or off a fixed one.
+        values[name] = tuple(float(min(low * (high / low) ** u, high)) for u in numbers.random(count))
+    return Draws(
+        lr=values["lr"],
+        weight_decay=values["weight_decay"],
+        batch_size=tuple(map(int, values["batch_size"])),
+        eta=values["eta"],
+        irm_weight=values["irm_weight"],
+        irm_anneal=tuple(map(int, values["irm_anneal"])),
+    )
 
 
 @dataclass(frozen=True)
@@ -235,28 +258,68 @@ def fit_groups(
     stack = build_stack(make_model, len(draws), seed, place)
     inputs, labels = check_examples(x, y, stack)
     codes = check_groups(groups, "groups", len(labels))
+    selection = Selection(stack, *check_examples(x_val, y_val, stack, ("x_val", "y_val")), groups_val)
 
-    pool = None
+    times = np.ones(len(labels), np.int64) if repeats is None else check_groups(repeats, "repeats", len(labels))
     if learner == "subg":
-        pool = subsample_groups(codes, generator=torch_generator(seed, "subset")).to(place)
-    elif repeats is not None:
-        pool = torch.from_numpy(np.repeat(np.arange(len(labels)), check_groups(repeats, "repeats", len(labels)))).to(place)
-        if len(pool) == 0:
-            raise ValueError("repeats are all 0: no example is left to train on")
-    if pool is not None:
-        inputs, labels, codes = inputs[pool], labels[pool], codes[pool.cpu().numpy()]
-    draw, share = _batches(len(labels), draws, codes if learner == "rwg" else None, seed, stack)
-    members = None
+        subset = subsample_groups(codes, generator=torch_generator(seed, "subset"))
+        times = np.bincount(subset.numpy(), minlength=len(labels))
+    if not times.any():
+        raise ValueError("repeats are all 0: no example is left to train on")
+    draw, counted = batches(times, draws.batch_size, seed, stack, codes if learner == "rwg" else None)
     if learner == "groupdro":
-        members = _Members(codes, place)
-        objective = _groupdro(labels, members, draws, share, stack)
-    elif learner == "irm" and environments is not None:
-        objective = _irm(labels, _Members(check_groups(environments, "environments", len(y)), place), draws, share, stack)
+        objective = _groupdro(labels, codes, draws, counted)
+    elif environments is not None:
+        objective = _irm(labels, check_groups(environments, "environments", len(labels)), draws, counted)
     else:
+        share = counted / counted.sum(1, keepdim=True)
         objective = weighted_cross_entropy(labels, lambda losses, rows: share)
 
-    selection = Selection(stack, *check_examples(x_val, y_val, stack, "x_val", "y_val"), groups_val)
     updates = StackedOptimizer(stack, optimizer, lr=draws.lr, weight_decay=draws.weight_decay, momentum=momentum)
     with seeded(seed, "noise", place):
         train_stack(stack, updates, inputs, draw, objective, steps, evaluate_every, selection, progress)
-    return selection.best(draws)
+    return selected(selection, draws)
+
+
+def selected(selection: Selection, draws: Draws) -> GroupFit:
+    """The best of a selection as a `GroupFit`; a warning when it is no model at all."""
+    chosen, checkpoint, model = selection.choose()
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        warnings.warn("every draw diverged (weights are not finite); lower lr or irm_weight", stacklevel=3)
+    worst, average = selection.curves()
+    taken = np.array(selection.steps)
+    return GroupFit(model, chosen, int(taken[checkpoint]), draws, taken, worst, average)
+
+
+def _groupdro(labels: Tensor, codes: np.ndarray, draws: Draws, counted: Tensor) -> Objective:
+    """GroupDRO with one `eta` and one set of group weights per draw."""
+    groups, count = _encode(codes, labels.device)
+    eta = torch.tensor(draws.eta, dtype=counted.dtype)
+    loss = GroupDROLoss(count, eta, num_models=len(draws), device=labels.device, dtype=counted.dtype)
+    return weighted_cross_entropy(labels, lambda losses, rows: loss.example_weights(losses, groups[rows], counted))
+
+
+def _irm(labels: Tensor, codes: np.ndarray, draws: Draws, counted: Tensor) -> Objective:
+    """IRM: cross-entropy and penalty averaged over environments, the penalty at weight 1 until `irm_anneal` steps."""
+    environments, count = _encode(codes, labels.device)
+    final, anneal = counted.new_tensor(draws.irm_weight), counted.new_tensor(draws.irm_anneal)
+
+    def objective(logits: Tensor, rows: Rows, step: int) -> tuple[Tensor, Tensor]:
+        where, target = environments[rows], labels[rows]
+        weight = torch.where(anneal < step, final, 1.0)
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            losses = leaf.log_softmax(-1).gather(-1, target.expand(leaf.shape[:-1]).unsqueeze(-1)).squeeze(-1).neg()
+            present = (group_means(counted, where, count, counted) > 0).sum(-1)
+            nll = group_means(losses, where, count, counted).sum(-1) / present
+            total = nll + weight * irm_penalty(leaf, target, where, count, counted)
+            (gradient,) = torch.autograd.grad(total.sum(), leaf)
+        return gradient, total.detach()
+
+    return objective
+
+
+def _encode(codes: np.ndarray, device: torch.device) -> tuple[Tensor, int]:
+    """Arbitrary integers as 0 .. G - 1 on the device, and G."""
+    present, index = np.unique(codes, return_inverse=True)
+    return torch.from_numpy(index).to(device), len(present)
