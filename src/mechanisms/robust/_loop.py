@@ -180,13 +180,21 @@ def predict(model: nn.Module, inputs: Tensor, rows: int = 4096) -> Tensor:
 
 
 class Selection:
-    """Keeps, for every model of a stack, the last checkpoint with the best accuracy on the worst validation group."""
+    """Keeps, for every model of a stack, the last checkpoint with the best accuracy on the worst validation group.
+
+    With `candidates` only that many models, the first ones, may be chosen and are in the curves.
+    """
 
     def __init__(
-        self, stack: ModelStack, inputs: Tensor, labels: Int[Tensor, " n"], groups: ArrayLike | Tensor
+        self,
+        stack: ModelStack,
+        inputs: Tensor,
+        labels: Int[Tensor, " n"],
+        groups: ArrayLike | Tensor,
+        candidates: int | None = None,
     ) -> None:
         codes = np.unique(check_groups(groups, "groups_val", len(labels)), return_inverse=True)[1]
-        self._stack, self._inputs, self._labels = stack, inputs, labels
+        self._stack, self._inputs, self._labels, self._candidates = stack, inputs, labels, candidates
         self._groups = torch.from_numpy(codes).to(labels.device)
         self._sizes = torch.from_numpy(np.bincount(codes)).to(labels.device)
         # Ratios of counts rounded once in double precision: equal accuracies compare equal.
@@ -212,8 +220,9 @@ class Selection:
         self.steps.append(step)
 
     def curves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Worst-group and average accuracy, each (checkpoints, M)."""
-        return torch.stack(self._worst).double().cpu().numpy(), torch.stack(self._average).double().cpu().numpy()
+        """Worst-group and average accuracy, each (checkpoints, candidates)."""
+        worst, average = (torch.stack(curve).cpu().double().numpy() for curve in (self._worst, self._average))
+        return worst[:, : self._candidates], average[:, : self._candidates]
 
     def choose(self) -> tuple[int, int, nn.Module]:
         """The best model: its index, the index of its checkpoint, and itself as it was then, in evaluation mode."""
