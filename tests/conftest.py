@@ -34,3 +34,21 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+# --- continuous integration: what is skipped is a failure -----------------------------------------------------------
+
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note skipped tests that are not marked `gpu`."""
+    if report.skipped and "gpu" not in report.keywords and not hasattr(report, "wasxfail"):
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With MECHANISMS_NO_SKIPS=1 a skipped test fails the run."""
+    if os.environ.get("MECHANISMS_NO_SKIPS") == "1" and _skipped and session.exitstatus == 0:
+        print(f"\nskipped although nothing but `gpu` may be: {', '.join(sorted(set(_skipped)))}")
+        session.exitstatus = 1

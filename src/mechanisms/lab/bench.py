@@ -12,7 +12,7 @@ from mechanisms.lab import stages
 from mechanisms.lab.configuration import as_dict, dict_hash
 
 if TYPE_CHECKING:
-    import lightning.fabric
+    import lightning_fabric
     import numpy as np
     import torch
 
@@ -66,7 +66,7 @@ class Bench:
         self._settings, self._owner, self._code, self._cache = settings, owner, code, cache
         self._report, self._logger = report, logger
         self._reported = 0.0
-        self._fabric: lightning.fabric.Fabric | None = None
+        self._fabric: lightning_fabric.Fabric | None = None
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A torch generator for the stream `name` of this seed."""
@@ -81,7 +81,7 @@ class Bench:
         return numpy_generator(self.seed, name)
 
     @property
-    def fabric(self) -> lightning.fabric.Fabric:
+    def fabric(self) -> lightning_fabric.Fabric:
         """Lightning Fabric on this run's device (all devices under torchrun or SLURM), launched."""
         if self._fabric is None:
             from mechanisms.lab.training import make_fabric

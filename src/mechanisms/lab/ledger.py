@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mechanisms.lab.claims import Claim, Outcome
+from mechanisms.lab.claims import Claim, Outcome, describe, verdict_label
 from mechanisms.lab.configuration import as_dict, config_hash
 from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.records import Cell, Record, cells
@@ -86,3 +88,48 @@ def changed_settings(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """The settings of a cell that differ from its scale's own."""
     standard = as_dict(experiment.scales[cell.scale])
     return {key: value for key, value in cell.config.items() if key not in standard or standard[key] != value}
+
+
+def to_json(found: Iterable[Row]) -> list[dict[str, Any]]:
+    """The rows as plain JSON values, for programs."""
+    return [
+        {
+            "paper": row.slug,
+            "experiment": row.experiment,
+            "scale": row.scale,
+            "changed": dict(row.changed),
+            "claim": row.claim.text,
+            "published": row.claim.published,
+            **dataclasses.asdict(row.outcome),
+            "label": verdict_label(row.outcome),
+            "date": row.date,
+            "devices": list(row.devices),
+            "stale": row.stale,
+        }
+        for row in found
+    ]
+
+
+def to_markdown(found: Iterable[Row]) -> str:
+    """The rows as a Markdown table, for a README or a page."""
+    lines = [
+        "| paper | experiment | claim | published | measured | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        changed = "".join(f", {key}={value}" for key, value in row.changed.items())
+        cells = (
+            row.slug,
+            f"{row.experiment} ({row.scale}{changed})",
+            row.claim.text,
+            row.claim.published,
+            describe(row.outcome),
+            f"**{verdict_label(row.outcome)}**" + (", stale" if row.stale else ""),
+        )
+        lines.append("| " + " | ".join(_cell(text) for text in cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of a table cell or be read as HTML."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")

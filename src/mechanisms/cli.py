@@ -1,0 +1,347 @@
+"""`mech`: list and show papers, run their experiments, read the ledger and the report.
+
+Papers are known by name only, through the laboratory, and heavy imports wait until a command needs them, so that
+`mech --help` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+except ModuleNotFoundError as _error:  # pragma: no cover - the command line without its extra
+    sys.exit(f"{_error.name} is not installed; `mech` needs: pip install 'mechanisms[lab]'")
+
+if TYPE_CHECKING:
+    from mechanisms.lab.ledger import Row
+    from mechanisms.lab.paper import Experiment, Paper
+
+app = typer.Typer(
+    name="mech",
+    help="A laboratory that keeps re-checking what papers on learning that generalises claim.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+MARKS = {"holds": "[green]✔ holds[/]", "fails": "[red]✘ fails[/]", "undecided": "[yellow]? undecided[/]"}
+
+Results = Annotated[
+    list[Path] | None,
+    typer.Option("--results", help="Folder of records; may be repeated to merge several machines' records."),
+]
+
+
+def main() -> None:
+    """Entry point of the command `mech`: one clear line for every mistake, exit code 2."""
+    from mechanisms._base.extras import MissingExtra
+
+    for name, target in _paper_commands():
+        app.command(name, rich_help_panel="For your own data")(target)
+    try:
+        app()
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)
+    except MissingExtra as error:
+        _refuse(error)
+    except BrokenPipeError:  # `mech ledger | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _paper_commands() -> list[tuple[str, Any]]:
+    """The practitioners' commands that papers bring; recipes import nothing heavy."""
+    from mechanisms.lab.registry import PaperError, load_paper, paper_names
+
+    found = []
+    for slug in paper_names():
+        try:
+            commands = load_paper(slug).commands
+        except PaperError as error:
+            err.print(f"[yellow]left out:[/] {error}", highlight=False)
+            continue
+        for name, target in commands.items():
+            module, _, function = target.partition(":")
+            found.append((name, getattr(importlib.import_module(module), function)))
+    return found
+
+
+def _refuse(error: object) -> NoReturn:
+    """Say in one line what is wrong, and stop with exit code 2."""
+    err.print(f"[red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _plain(text: object) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def _papers(slugs: Sequence[str] = ()) -> list[Paper]:
+    from mechanisms.lab.registry import PaperError, load_paper, paper_names
+
+    try:
+        return [load_paper(slug) for slug in (slugs or paper_names())]
+    except PaperError as error:
+        _refuse(error)
+
+
+def _ledger(papers: Sequence[Paper], results: Sequence[Path] | None) -> list[Row]:
+    from mechanisms.lab.folders import results_folder
+    from mechanisms.lab.session import ledger
+
+    found, problems = ledger(papers, results or [results_folder()])
+    for problem in problems:
+        err.print(f"[yellow]skipped:[/] {_plain(problem)}", highlight=False, soft_wrap=True)
+    return found
+
+
+@app.command("list")
+def list_papers(results: Results = None) -> None:
+    """The papers: topic, experiments, and what the ledger says of each."""
+    papers = _papers()
+    found = _ledger(papers, results)
+    table = Table("paper", "topic", "what it is", "experiments", "ledger", show_lines=True)
+    for paper in papers:
+        verdicts = [row.outcome.verdict for row in found if row.slug == paper.slug and not row.changed]
+        tally = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "no claims"
+        names = ", ".join(experiment.name for experiment in paper.experiments)
+        table.add_row(paper.slug, paper.topic, _plain(paper.summary), names, tally)
+    out.print(table)
+
+
+@app.command()
+def show(slug: str) -> None:
+    """What a paper is: citation, experiments, variants, claims, and settings by scale."""
+    from mechanisms.lab.configuration import as_dict
+
+    (paper,) = _papers([slug])
+    where = ", ".join(part for part in (paper.venue or str(paper.year), f"arXiv {paper.arxiv}" * bool(paper.arxiv)) if part)
+    out.print(f"[bold]{_plain(paper.title)}[/]\n{_plain(paper.authors)}. {where}\n{_plain(paper.summary)}")
+    out.print(f"parts: {', '.join(paper.parts)}", highlight=False)
+    for experiment in paper.experiments:
+        out.print(f"\n[bold cyan]{experiment.name}[/]  {_plain(experiment.description)}")
+        out.print(f"variants: {', '.join(experiment.variants)}", highlight=False)
+        out.print(
+            f"seeds {experiment.first_seed} to {experiment.first_seed + experiment.seeds - 1}", highlight=False
+        )
+        for claim in experiment.claims:
+            published = f" [dim](published: {_plain(claim.published)})[/]" if claim.published else ""
+            out.print(f"  • {_plain(claim.text)}{published}", highlight=False)
+        scales = {scale: as_dict(settings) for scale, settings in experiment.scales.items()}
+        table = Table("setting", *scales)
+        for key in dict.fromkeys(key for settings in scales.values() for key in settings):
+            table.add_row(key, *(json.dumps(settings[key]) if key in settings else "" for settings in scales.values()))
+        out.print(table)
+
+
+@app.command()
+def run(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[PAPER [EXPERIMENT ...] [KEY=VALUE ...]]", show_default=False)
+    ] = None,
+    scale: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes) or paper.")] = "laptop",
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; the experiment's own (ten) by default.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Local processes.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Ray cluster address, or 'local' for an embedded one.")] = None,
+    slurm: Annotated[
+        str | None, typer.Option(help="SLURM parameters through submitit: 'partition=gpu timeout_min=60'.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ... ; auto takes an accelerator when there is one.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
+    logger: Annotated[str | None, typer.Option(help="csv, tensorboard, mlflow or wandb, beside the records.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Folder of the records (default: results).")] = None,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Replace records that older code made.")] = False,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add seeds (10, 20, 40, 80) until the claims are decided.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All papers.")] = False,
+) -> None:
+    """Run a paper's experiments and decide its claims. Finished runs are skipped; Ctrl-C keeps them.
+
+    mech run xrm waterbirds-like --scale laptop --jobs 2 steps=3000
+    """
+    from mechanisms.lab import session
+    from mechanisms.lab.folders import results_folder
+    from mechanisms.lab.progress import show as bars
+
+    names = [word for word in words or [] if "=" not in word]
+    if everything == bool(names):
+        _refuse("name a paper, or give --all for every paper; `mech list` shows them")
+    papers = _papers([] if everything else names[:1])
+    try:
+        work = [(paper, _experiments(paper, names[1:])) for paper in papers]
+        request = session.Request(
+            work=work,
+            scale=scale,
+            seeds=seeds,
+            variants=variant or (),
+            overrides=[word for word in words or [] if "=" in word],
+            device=device,
+            threads=threads,
+            logger=logger,
+            results=results or results_folder(),
+            rerun=rerun,
+            until_decided=until_decided,
+            jobs=jobs,
+            ray=ray,
+            slurm=_pairs(slurm) if slurm is not None else None,
+        )
+        with bars(err, papers[0].slug if len(papers) == 1 else "all papers") as display:
+            summary = session.execute(request, display)
+    except ValueError as error:
+        _refuse(error)
+    except OSError as error:
+        _refuse(f"{results or results_folder()}: records cannot be written ({error.strerror or error}); the earlier ones are intact")
+    for reason, missing in summary.missing.items():
+        err.print(f"[yellow]not run[/] ({len(missing)} runs): {_plain(reason)}", highlight=False, soft_wrap=True)
+    for name, reason in summary.failed:
+        err.print(f"[red]failed[/] {name}: {_plain(reason)}", highlight=False, soft_wrap=True)
+    out.print(f"{summary.done} runs done, {summary.there} were there, {summary.seconds:.1f} s", highlight=False)
+    if summary.interrupted:
+        err.print("interrupted: finished runs are kept; the same command goes on from here")
+        sys.exit(130)
+    chosen = {(paper.slug, experiment.name) for paper, experiments in work for experiment in experiments}
+    found = [row for row in _ledger(papers, [request.results]) if (row.slug, row.experiment) in chosen and row.scale == scale]
+    if found:
+        out.print(_table(found))
+    if summary.failed:
+        sys.exit(1)
+
+
+def _experiments(paper: Paper, names: Sequence[str]) -> list[Experiment]:
+    try:
+        return [paper.experiment(name) for name in names] or list(paper.experiments)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """`"a=1 b=2"` as a dictionary."""
+    pairs = {}
+    for word in text.split():
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"--slurm {word!r}: write key=value, for example partition=gpu")
+        pairs[key] = value
+    return pairs
+
+
+def _table(found: Sequence[Row]) -> Table:
+    from mechanisms.lab.claims import describe, verdict_label
+
+    table = Table("experiment", "claim", "published", "measured", "verdict", "seeds", "when, where", show_lines=True)
+    for row in found:
+        verdict = verdict_label(row.outcome)
+        mark = MARKS.get(row.outcome.verdict, "[dim]– not run[/]")
+        colour, _, word = mark.partition("]")
+        label = f"{colour}]{word.split(' ')[0]} {verdict}[/]" + ("\n[dim]stale[/]" if row.stale else "")
+        changed = "".join(f"\n[dim]{_plain(key)}={_plain(value)}[/]" for key, value in row.changed.items())
+        table.add_row(
+            f"{row.experiment}\n[dim]{row.scale}[/]{changed}",
+            _plain(row.claim.text),
+            _plain(row.claim.published),
+            _plain(describe(row.outcome)),
+            label,
+            str(row.outcome.seeds),
+            "\n".join((row.date, *row.devices)),
+        )
+    return table
+
+
+@app.command()
+def ledger(
+    slugs: Annotated[list[str] | None, typer.Argument(metavar="[PAPER ...]", show_default=False)] = None,
+    results: Results = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table for a README.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures, for programs.")] = False,
+) -> None:
+    """What the records say of every claim: holds, fails, undecided or not run."""
+    from mechanisms.lab.ledger import to_json, to_markdown
+
+    found = _ledger(_papers(slugs or ()), results)
+    if as_json:
+        typer.echo(json.dumps(to_json(found), indent=2, ensure_ascii=False))
+    elif markdown:
+        typer.echo(to_markdown(found))
+    else:
+        out.print(_table(found))
+
+
+@app.command()
+def report(
+    results: Results = None,
+    to: Annotated[Path, typer.Option("--to", help="Folder of the site.")] = Path("report"),
+    show_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """A static site with the ledger and a page of interactive plots per paper; it opens from disk."""
+    from mechanisms.lab.folders import results_folder
+    from mechanisms.lab.records import read_records
+    from mechanisms.lab.report import build_report
+
+    papers = _papers()
+    records, problems = read_records(results or [results_folder()])
+    try:
+        index = build_report(papers, records, to, problems=problems)
+    except OSError as error:
+        _refuse(f"{to}: the report cannot be written ({error.strerror or error})")
+    out.print(f"{index}", highlight=False, soft_wrap=True)
+    if show_it:
+        typer.launch(index.resolve().as_uri())
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="Over the tables runs, metrics and curves.")],
+    results: Results = None,
+) -> None:
+    """Ask the records in SQL (DuckDB).
+
+    mech query "select variant, avg(value) from metrics where metric = 'worst_group_accuracy' group by variant"
+    """
+    import duckdb
+
+    from mechanisms.lab.folders import results_folder
+    from mechanisms.lab.records import read_records, tables
+
+    records, _ = read_records(results or [results_folder()])
+    try:
+        answer = tables(records).execute(sql)
+    except duckdb.Error as error:
+        _refuse(str(error).splitlines()[0])
+    table = Table(*(column[0] for column in answer.description or ()))
+    for line in answer.fetchall():
+        table.add_row(*("" if value is None else _plain(value) for value in line))
+    out.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Devices, extras, data sets: what is here and how to get the rest."""
+    from mechanisms.lab.doctor import examine
+
+    table = Table("", "what", "here", "details")
+    for finding in examine():
+        table.add_row(
+            finding.topic, finding.name, "[green]yes[/]" if finding.here else "[yellow]no[/]", _plain(finding.detail)
+        )
+    out.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,466 @@
+"""Runs: from what the user asks for to records on disk.
+
+`compute` is the one function that every back end calls, here, in a worker process, on a Ray node or in a SLURM job: a
+`Task` in, records out. Locks and files belong to the driver (`carry_out`) alone, so a run is done once whoever asks for
+it, and nothing that is killed leaves a half-written record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import platform
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from mechanisms.lab.bench import Bench, Report
+from mechanisms.lab.configuration import as_dict, config_hash, override
+from mechanisms.lab.paper import Experiment, NotHere
+from mechanisms.lab.records import Curve, Record, RecordError, read_record, record_path, write_atomic, write_record
+from mechanisms.lab.registry import code_hash, load_paper
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work in plain values: a variant with one seed, or with a block of seeds that train in one batch."""
+
+    slug: str
+    experiment: str
+    scale: str
+    variant: str
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...] = ()
+    device: str = "auto"
+    threads: int = 1
+    cache: str | None = None
+    logger: str | None = None
+    looks: int = 1
+
+    @property
+    def name(self) -> str:
+        """For people: experiment, variant and seeds."""
+        seeds = f"seed {self.seeds[0]}" if len(self.seeds) == 1 else f"seeds {self.seeds[0]}-{self.seeds[-1]}"
+        return f"{self.experiment} {self.variant} {seeds}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a task: its records, or why there are none (`missing`: not here; `error`: it failed)."""
+
+    records: tuple[Record, ...] = ()
+    missing: str = ""
+    error: str = ""
+    trace: str = ""
+
+
+@dataclass
+class Summary:
+    """What became of all tasks."""
+
+    done: int = 0
+    there: int = 0
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    interrupted: bool = False
+    seconds: float = 0.0
+
+    def __iadd__(self, other: Summary) -> Summary:
+        self.done += other.done
+        self.there += other.there
+        self.seconds += other.seconds
+        self.failed += other.failed
+        self.interrupted |= other.interrupted
+        for reason, names in other.missing.items():
+            self.missing.setdefault(reason, []).extend(names)
+        return self
+
+
+class Backend(Protocol):
+    """Where tasks are computed; `width` of them at once."""
+
+    width: int
+
+    def submit(self, task: Task) -> Future[Result]:
+        """Start a task."""
+        ...
+
+
+class Display(Protocol):
+    """What shows progress; see `lab.progress`."""
+
+    def begin(self, tasks: int) -> None:
+        """A number of tasks is about to be carried out."""
+        ...
+
+    def progress(self, task: Task, step: int, total: int | None, numbers: dict[str, float]) -> None:
+        """A task got further."""
+        ...
+
+    def end(self, task: Task, status: str, seconds: float) -> None:
+        """A task is over: "done", "there", "not here" or "failed"."""
+        ...
+
+    def poll(self) -> None:
+        """Called several times a second while tasks run elsewhere."""
+        ...
+
+
+# --- from a request to tasks ----------------------------------------------------------------------------------------
+
+
+def plan(
+    slug: str,
+    experiment: Experiment,
+    scale: str,
+    *,
+    seeds: int | None = None,
+    variants: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    **settings: Any,
+) -> list[Task]:
+    """The tasks of one experiment, variant by variant, so that parallel runs compute different seeds' shared stages.
+
+    Args:
+        slug: of the paper.
+        experiment: what to run.
+        scale: a scale it has.
+        seeds: number of seeds from `experiment.first_seed` on; the experiment's own by default.
+        variants: a selection; all by default.
+        overrides: `key=value` assignments.
+        **settings: further fields of `Task`.
+
+    Raises:
+        ValueError: no such scale or variant, fewer than one seed, or a bad override.
+    """
+    if scale not in experiment.scales:
+        raise ValueError(f"{experiment.name} has no scale {scale!r}; it has: {', '.join(experiment.scales)}")
+    if unknown := [variant for variant in variants if variant not in experiment.variants]:
+        raise ValueError(f"{experiment.name} has no variant {unknown[0]!r}; it has: {', '.join(experiment.variants)}")
+    count = experiment.default_seeds(scale) if seeds is None else seeds
+    if count < 1:
+        raise ValueError(f"--seeds {count}: at least one is needed")
+    override(experiment.scales[scale], overrides)  # refuse a bad one before anything runs
+    size = 1 if experiment.run_seeds is None else experiment.block
+    first = experiment.first_seed
+    blocks: dict[int, list[int]] = {}
+    for seed in range(first, first + count):
+        blocks.setdefault(seed // size, []).append(seed)
+    chosen = [variant for variant in experiment.variants if not variants or variant in variants]
+    return [
+        # A block is computed whole even when fewer of its seeds are asked for: its numbers depend on the block.
+        Task(slug, experiment.name, scale, variant, _block(number, size, block), tuple(overrides), **settings)
+        for variant in chosen
+        for number, block in blocks.items()
+    ]
+
+
+def _block(number: int, size: int, asked: list[int]) -> tuple[int, ...]:
+    return tuple(range(number * size, (number + 1) * size)) if size > 1 else tuple(asked)
+
+
+# --- one task -------------------------------------------------------------------------------------------------------
+
+
+def compute(task: Task, report: Report | None = None) -> Result:
+    """Run one task and return its records; nothing is written but cached stages and the chosen logger's files."""
+    try:
+        return Result(records=tuple(_compute(task, report)))
+    except NotHere as error:
+        return Result(missing=str(error))
+    except Exception as error:
+        return Result(error=f"{type(error).__name__}: {error}".splitlines()[0], trace=traceback.format_exc())
+
+
+def _compute(task: Task, report: Report | None) -> list[Record]:
+    import torch
+
+    experiment = load_paper(task.slug).experiment(task.experiment)
+    settings = override(experiment.scales[task.scale], task.overrides)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(task.threads)
+    try:
+        benches = [
+            Bench(
+                seed,
+                device=task.device,
+                settings=settings,
+                owner=f"{task.slug}/{task.experiment}",
+                code=code_hash(task.slug),
+                cache=Path(task.cache) / "stages" / task.slug if task.cache else None,
+                threads=task.threads,
+                report=report,
+                logger=_logger(task, seed),
+            )
+            for seed in task.seeds
+        ]
+        started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        clock = time.perf_counter()
+        with _peak_memory(benches[0].device) as peak:
+            if experiment.run_seeds is None:
+                metrics = [experiment.run(settings, task.variant, benches[0])]
+            else:
+                metrics = list(experiment.run_seeds(settings, task.variant, benches))
+        seconds = time.perf_counter() - clock - sum(bench.waited for bench in benches)
+    finally:
+        torch.set_num_threads(threads_before)
+    device = benches[0].device
+    return [
+        Record(
+            slug=task.slug,
+            experiment=task.experiment,
+            scale=task.scale,
+            variant=task.variant,
+            seed=bench.seed,
+            config=as_dict(settings),
+            metrics={name: _plain(value) for name, value in values.items()},
+            curves={name: Curve(steps, points) for name, (steps, points) in bench.curves.items()},
+            notes=bench.notes,
+            seconds=round(seconds / len(benches), 4),
+            stages={name: round(value, 4) for name, value in bench.stages.items()},
+            peak_memory=peak(),
+            device=device.type if device.type == "cpu" else f"{device.type}: {torch.cuda.get_device_name(device)}",
+            threads=task.threads,
+            started=started,
+            versions=versions(),
+            code=code_hash(task.slug),
+            looks=task.looks,
+        )
+        for bench, values in zip(benches, metrics, strict=True)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A metric as plain JSON values: scalars of NumPy and torch become numbers, arrays lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    import numpy
+    import torch
+
+    import mechanisms
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "mechanisms": mechanisms.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+@contextlib.contextmanager
+def _peak_memory(device: Any) -> Iterator[Callable[[], int]]:
+    """Bytes at the peak of the block: allocated on a GPU, resident on the CPU."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew, else it is the process's
+
+    def peak() -> int:
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    yield peak
+
+
+def _logger(task: Task, seed: int) -> Any:
+    from mechanisms.lab.loggers import make_logger
+
+    folder = f"{task.slug}/{task.experiment}.{task.scale}/{task.variant}.{seed}"
+    return make_logger(task.logger, folder) if task.logger else None
+
+
+# --- all tasks ------------------------------------------------------------------------------------------------------
+
+
+def carry_out(
+    tasks: Sequence[Task], results: Path, backend: Backend, display: Display, *, rerun: bool = False
+) -> Summary:
+    """Compute the tasks whose records are not there yet and write their records.
+
+    A task that another process is computing is left for last, and skipped when its records have appeared by then.
+    Ctrl-C keeps every finished run.
+
+    Args:
+        tasks: from `plan`.
+        results: folder of the records.
+        backend: where to compute.
+        display: what shows progress.
+        rerun: replace records that older code made.
+
+    Raises:
+        OSError: the folder of records cannot be written.
+    """
+    summary = Summary()
+    clock = time.monotonic()
+    if rank() == 0:
+        check_writable(results)
+    display.begin(len(tasks))
+    if world_size() > 1:
+        _carry_out_together(tasks, results, backend, display, summary, rerun=rerun)
+        return summary
+    todo, busy = deque(tasks), deque()
+    running: dict[Future[Result], tuple[Task, contextlib.ExitStack, float]] = {}
+    try:
+        while todo or busy or running:
+            while len(running) < backend.width and (todo or (busy and not running)):
+                # A busy task blocks the driver only when nothing else is left to do.
+                task, patience = (todo.popleft(), 0.0) if todo else (busy.popleft(), 0.5)
+                if is_there(task, results, rerun=rerun):
+                    summary.there += 1
+                    display.end(task, "there", 0.0)
+                    continue
+                held = contextlib.ExitStack()
+                try:
+                    held.enter_context(_lock(task, results, patience))
+                except Timeout:
+                    busy.append(task)
+                    display.poll()
+                    continue
+                if is_there(task, results, rerun=rerun):  # done by another process since the first look
+                    held.close()
+                    summary.there += 1
+                    display.end(task, "there", 0.0)
+                    continue
+                begun = time.monotonic()
+                try:
+                    running[backend.submit(task)] = task, held, begun
+                except BaseException:
+                    held.close()
+                    raise
+            finished, _ = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+            for future in finished:
+                task, held, begun = running.pop(future)
+                with held:
+                    _settle(task, future, results, summary, display, time.monotonic() - begun)
+            display.poll()
+    except KeyboardInterrupt:
+        summary.interrupted = True
+    finally:
+        for _, held, _ in running.values():
+            held.close()
+    summary.seconds = time.monotonic() - clock
+    return summary
+
+
+def _carry_out_together(
+    tasks: Sequence[Task], results: Path, backend: Backend, display: Display, summary: Summary, *, rerun: bool
+) -> None:
+    """Several processes train each run together (torchrun): all agree beforehand on what is to do, rank 0 writes."""
+    there = [is_there(task, results, rerun=rerun) for task in tasks]
+    for task, skip in zip(tasks, there, strict=True):
+        if skip:
+            summary.there += 1
+            display.end(task, "there", 0.0)
+        elif rank() == 0:
+            _settle(task, backend.submit(task), results, summary, display, 0.0)
+        elif (result := backend.submit(task).result()).error:
+            summary.failed.append((task.name, result.error))
+
+
+def _settle(
+    task: Task, future: Future[Result], results: Path, summary: Summary, display: Display, seconds: float
+) -> None:
+    """Write the records of a finished task, or note why there are none."""
+    try:
+        result = future.result()
+    except Exception as error:  # a worker died: the pool's own words say how
+        result = Result(error=f"the worker was lost ({type(error).__name__}: {error})")
+    if result.missing:
+        summary.missing.setdefault(result.missing, []).append(task.name)
+        display.end(task, "not here", seconds)
+    elif result.error:
+        note = ""
+        if result.trace:
+            place = results / task.slug / ".errors" / f"{_file_name(task)}.txt"
+            write_atomic(place, result.trace.encode())
+            note = f" (see {place})"
+        summary.failed.append((task.name, result.error + note))
+        display.end(task, "failed", seconds)
+    else:
+        for record in result.records:
+            write_record(record, results)
+        summary.done += 1
+        display.end(task, "done", seconds)
+
+
+def record_files(task: Task, results: Path) -> list[Path]:
+    """Where a task's records lie, one file per seed."""
+    experiment = load_paper(task.slug).experiment(task.experiment)
+    name = config_hash(override(experiment.scales[task.scale], task.overrides))
+    return [
+        record_path(results, task.slug, task.experiment, task.scale, name, task.variant, seed) for seed in task.seeds
+    ]
+
+
+def is_there(task: Task, results: Path, *, rerun: bool = False) -> bool:
+    """Whether all of a task's records are there and readable (and, with `rerun`, made by the present code)."""
+    for path in record_files(task, results):
+        try:
+            record = read_record(path)
+        except RecordError:
+            return False
+        if rerun and record.code != code_hash(task.slug):
+            return False
+    return True
+
+
+def check_writable(results: Path) -> None:
+    """Fail before the first run rather than after it.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    probe = results / ".locks" / f".probe.{os.getpid()}"
+    write_atomic(probe, b"")
+    probe.unlink()
+
+
+def world_size() -> int:
+    """Number of processes that train together (1 unless started by torchrun)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Number of this process among those that train together; rank 0 writes the records."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _file_name(task: Task) -> str:
+    experiment = load_paper(task.slug).experiment(task.experiment)
+    name = config_hash(override(experiment.scales[task.scale], task.overrides))
+    return f"{task.experiment}.{task.scale}.{name}.{task.variant}.{task.seeds[0]}"
+
+
+def _lock(task: Task, results: Path, patience: float) -> FileLock:
+    lock = FileLock(results / ".locks" / task.slug / f"{_file_name(task)}.lock", timeout=patience)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    return lock
+
+
+def with_looks(tasks: Sequence[Task], looks: int) -> list[Task]:
+    """The tasks, to be recorded as part of a procedure that looks at the data several times."""
+    return [dataclasses.replace(task, looks=looks) for task in tasks]

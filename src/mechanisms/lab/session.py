@@ -1,0 +1,153 @@
+"""What `mech run` and `mechanisms.lab.run` share: several papers, stages of seeds, back ends and their progress."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mechanisms.lab.configuration import config_hash, override
+from mechanisms.lab.folders import cache_folder, results_folder
+from mechanisms.lab.ledger import Row, rows
+from mechanisms.lab.loggers import make_logger
+from mechanisms.lab.paper import Experiment, Paper
+from mechanisms.lab.records import cells, read_records
+from mechanisms.lab.running import Backend, Display, Summary, Task, carry_out, plan, with_looks, world_size
+
+STAGES = (10, 20, 40, 80)  # seeds at which `until_decided` looks at the claims, each with a quarter of the error
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        work: papers and the experiments of each.
+        scale: "smoke", "laptop", "paper" or another scale of the experiments.
+        seeds: number of seeds; `None` for the experiments' own.
+        variants: a selection; empty for all.
+        overrides: `key=value` settings; every chosen experiment must have them.
+        device, threads: where, and with how many CPU threads a run.
+        logger: "csv", "tensorboard", "mlflow", "wandb" or `None`.
+        results: folder of the records.
+        rerun: replace records of older code.
+        until_decided: add seeds in stages until every claim is decided.
+        jobs, ray, slurm: local processes, or a Ray address, or submitit's parameters.
+    """
+
+    work: Sequence[tuple[Paper, Sequence[Experiment]]]
+    scale: str = "laptop"
+    seeds: int | None = None
+    variants: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    device: str = "auto"
+    threads: int = 1
+    logger: str | None = None
+    results: Path = field(default_factory=results_folder)
+    rerun: bool = False
+    until_decided: bool = False
+    jobs: int = 1
+    ray: str | None = None
+    slurm: dict[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"--threads {self.threads}: at least one is needed")
+        if world_size() > 1 and (self.jobs > 1 or self.ray is not None or self.slurm is not None):
+            raise ValueError("under torchrun all processes train one run together: leave --jobs, --ray and --slurm out")
+        if sum((self.jobs > 1, self.ray is not None, self.slurm is not None)) > 1:
+            raise ValueError("--jobs, --ray and --slurm exclude each other: choose where to run")
+        if self.until_decided and self.seeds is not None:
+            raise ValueError("--until-decided chooses the number of seeds itself (10, 20, 40, 80): leave --seeds out")
+        if self.logger is not None:
+            make_logger(self.logger, "probe")  # an unknown or missing one is refused before anything runs
+
+
+def execute(request: Request, display: Display) -> Summary:
+    """Carry out a request; records are written, finished ones are skipped.
+
+    Raises:
+        ValueError: a bad scale, variant, seed number or override.
+        MissingExtra: the back end's package is not installed.
+        OSError: records cannot be written.
+    """
+    # Everything that can be refused is refused here, before a worker is started.
+    for stage in STAGES[:1] if request.until_decided else (request.seeds,):
+        for paper, experiments in request.work:
+            for experiment in experiments:
+                _tasks(request, paper, experiment, stage)
+    summary = Summary()
+    with _backend(request, display) as (backend, watched):
+        for paper, experiments in request.work:
+            for experiment in experiments:
+                summary += _experiment(request, paper, experiment, backend, watched)
+                if summary.interrupted:
+                    return summary
+    return summary
+
+
+def _experiment(
+    request: Request, paper: Paper, experiment: Experiment, backend: Backend, display: Display
+) -> Summary:
+    if not request.until_decided:
+        tasks = _tasks(request, paper, experiment, request.seeds)
+        return carry_out(tasks, request.results, backend, display, rerun=request.rerun)
+    summary = Summary()
+    for seeds in STAGES:
+        tasks = with_looks(_tasks(request, paper, experiment, seeds), len(STAGES))
+        summary += carry_out(tasks, request.results, backend, display, rerun=request.rerun)
+        if summary.interrupted or summary.failed or summary.missing or _decided(request, paper, experiment):
+            break
+    return summary
+
+
+def _tasks(request: Request, paper: Paper, experiment: Experiment, seeds: int | None) -> list[Task]:
+    return plan(
+        paper.slug,
+        experiment,
+        request.scale,
+        seeds=seeds,
+        variants=request.variants,
+        overrides=request.overrides,
+        device=request.device,
+        threads=request.threads,
+        cache=str(cache_folder()),
+        logger=request.logger,
+    )
+
+
+def _decided(request: Request, paper: Paper, experiment: Experiment) -> bool:
+    """Whether every claim of the experiment is decided at this scale and configuration, at the stages' confidence."""
+    records, _ = read_records([request.results], paper.slug)
+    name = config_hash(override(experiment.scales[request.scale], request.overrides))
+    for cell in cells(records):
+        if (cell.experiment, cell.scale, cell.config_hash) == (experiment.name, request.scale, name):
+            chosen = set(request.variants or experiment.variants)
+            claims = [claim for claim in experiment.claims if chosen.issuperset(claim.variants)]
+            outcomes = [claim.check.evaluate(cell, looks=len(STAGES)) for claim in claims]
+            return all(outcome.verdict in ("holds", "fails") for outcome in outcomes)
+    return False
+
+
+@contextlib.contextmanager
+def _backend(request: Request, display: Display) -> Iterator[tuple[Backend, Display]]:
+    from mechanisms.lab import workers
+
+    if world_size() > 1:
+        yield workers.Here(display), display
+    elif request.ray is not None:
+        with workers.on_ray(request.ray) as backend:
+            yield backend, display
+    elif request.slurm is not None:
+        with workers.on_slurm(request.slurm, cache_folder() / "slurm") as backend:
+            yield backend, display
+    else:
+        with workers.local(request.jobs, display) as (backend, watched):
+            yield backend, watched
+
+
+def ledger(papers: Sequence[Paper], results: Sequence[Path]) -> tuple[list[Row], list[str]]:
+    """The ledger of some papers from some folders of records, and one line for each file that is no record."""
+    records, problems = read_records(results)
+    return rows(papers, records), problems

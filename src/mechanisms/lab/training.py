@@ -1,0 +1,106 @@
+"""The training loop of recipes: one loop for the CPU, one GPU, or many nodes, through Lightning Fabric."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mechanisms._base.extras import require
+from mechanisms.lab.running import world_size
+
+if TYPE_CHECKING:
+    import lightning_fabric
+
+    from mechanisms.lab.bench import Bench
+
+
+def make_fabric(device: torch.device, logger: Any = None, precision: Any = "32-true") -> lightning_fabric.Fabric:
+    """Fabric on one device; under torchrun or SLURM with several processes, one process each with DDP."""
+    fabric_class = require("lightning_fabric", "lab").Fabric
+    accelerator = "cpu" if device.type == "cpu" else device.type
+    options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "loggers": logger}
+    if (size := world_size()) > 1:
+        nodes = max(1, size // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        fabric = fabric_class(devices=size // nodes, num_nodes=nodes, strategy="ddp", **options)
+    else:
+        fabric = fabric_class(devices=[device.index] if device.index is not None else 1, **options)
+    fabric.launch()
+    return fabric
+
+
+def train(
+    bench: Bench,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    steps: int,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    every: int = 100,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    clip: float | None = None,
+) -> nn.Module:
+    """Train for a number of steps, logging loss and evaluations to the bench, and return the trained model.
+
+    Args:
+        bench: gives the device, Fabric, progress and logging.
+        model: trained in place.
+        optimizer: over the model's parameters.
+        batches: a DataLoader (sharded over the processes) or any iterable of batches, repeated as often as needed.
+        loss: `loss(model, batch)`, a scalar; the model must be called in it (DDP synchronises there).
+        steps: number of optimiser steps.
+        evaluate: called every `every` steps and after the last, in evaluation mode without gradients; its numbers are
+            logged.
+        every: see `evaluate`.
+        scheduler: stepped after each optimiser step.
+        clip: largest gradient norm.
+
+    Raises:
+        ValueError: there are no batches, or `steps` or `every` is below 1.
+    """
+    if steps < 1 or every < 1:
+        raise ValueError(f"steps={steps}, every={every}: both must be at least 1")
+    fabric = bench.fabric
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    if isinstance(batches, torch.utils.data.DataLoader):
+        batches = fabric.setup_dataloaders(batches)
+    wrapped.train()
+    for step, batch in zip(range(1, steps + 1), _repeat(batches), strict=False):
+        optimizer.zero_grad()
+        value = loss(wrapped, batch)
+        fabric.backward(value)
+        if clip is not None:
+            fabric.clip_gradients(wrapped, optimizer, max_norm=clip)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        bench.progress(step, steps, loss=value.detach())
+        if step % every == 0 or step == steps:
+            bench.log(step, loss=float(value.detach()))
+            if evaluate is not None:
+                wrapped.eval()
+                with torch.no_grad():
+                    bench.log(step, **evaluate(wrapped))
+                wrapped.train()
+    return model.eval()
+
+
+def _repeat(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches again and again."""
+    epoch = 0
+    while True:
+        sampler = getattr(batches, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)  # a distributed sampler shuffles by its epoch
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("there are no batches to train on; a generator can be read only once, give a DataLoader")
+        epoch += 1

@@ -1,0 +1,125 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mechanisms.lab import running, session
+from mechanisms.lab.progress import Silent
+from mechanisms.lab.records import read_records
+from mechanisms.lab.registry import load_paper
+from mechanisms.lab.session import Request, execute
+
+
+def request(results: Path, *names: str, **options: Any) -> Request:
+    paper = load_paper("toy")
+    work = [(paper, [paper.experiment(name) for name in names or ("line",)])]
+    return Request(work=work, **({"scale": "smoke", "results": results, "device": "cpu"} | options))
+
+
+def test_a_run_leaves_one_complete_record_each(toy: Path) -> None:
+    summary = execute(request(toy, seeds=3), Silent())
+    records, problems = read_records([toy])
+    assert (summary.done, len(records), problems) == (6, 6, [])
+    record = next(r for r in records if (r.variant, r.seed) == ("fast", 10))
+    assert record.config == {"steps": 3, "lr": 0.05, "noise": 0.1, "pause": 0.0, "sizes": [8, 8]}
+    assert record.curves["loss"].step == [0, 1, 2]
+    assert record.notes == ["a line"]
+    assert record.metrics["near"] == [record.metrics["near"][0]] * 2
+    assert record.peak_memory > 0
+    assert record.versions["torch"] == torch.__version__
+    assert record.device == "cpu"
+    assert list(toy.rglob("*.part")) == []
+
+
+def test_finished_runs_are_skipped_and_older_code_is_rerun_when_asked(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(request(toy), Silent())
+    assert execute(request(toy), Silent()).there == 2
+    monkeypatch.setattr(running, "code_hash", lambda slug: "newer")
+    assert execute(request(toy), Silent()).there == 2
+    assert execute(request(toy, rerun=True), Silent()).done == 2
+    assert {record.code for record in read_records([toy])[0]} == {"newer"}
+
+
+def test_the_shared_stage_is_computed_once_per_seed(toy: Path) -> None:
+    execute(request(toy, seeds=2), Silent())
+    computed = [record.variant for record in read_records([toy])[0] if "data" in record.stages]
+    assert computed == ["fast", "fast"]
+
+
+def test_worker_processes_and_this_process_give_the_same_bits(toy: Path, tmp_path: Path) -> None:
+    execute(request(toy, seeds=4), Silent())
+    execute(request(tmp_path / "other", seeds=4, jobs=2), Silent())
+    one, two = ({(r.variant, r.seed): (r.metrics, r.curves) for r in read_records([f])[0]} for f in (toy, tmp_path / "other"))
+    assert one == two
+
+
+def test_a_block_of_seeds_is_one_task_and_gives_all_its_records(toy: Path) -> None:
+    tasks = running.plan("toy", load_paper("toy").experiment("blocks"), "smoke", seeds=6)
+    assert [task.seeds for task in tasks] == [(10, 11, 12, 13, 14), (15, 16, 17, 18, 19)]
+    execute(request(toy, "blocks", seeds=6), Silent())
+    values = {record.seed: record.metrics["value"] for record in read_records([toy])[0]}
+    assert values == {seed: seed + 500.0 for seed in range(10, 20)}
+
+
+def test_missing_data_are_not_run_and_failures_do_not_stop_the_others(toy: Path) -> None:
+    summary = execute(request(toy, "missing", "broken"), Silent())
+    assert list(summary.missing) == ["the toy data are not in /nowhere; get them with: toy-get"]
+    ((name, reason),) = summary.failed
+    assert name == "broken bad seed 10"
+    assert "RuntimeError: it broke" in reason
+    assert len(read_records([toy])[0]) == 1
+    (trace,) = (toy / "toy" / ".errors").glob("*.txt")
+    assert "Traceback" in trace.read_text()
+
+
+def test_a_corrupt_record_is_made_anew(toy: Path) -> None:
+    execute(request(toy), Silent())
+    path = next(toy.glob("toy/*/fast.10.json"))
+    before = path.read_text()
+    path.write_text(before[: len(before) // 2])
+    assert execute(request(toy), Silent()).done == 1
+    assert read_records([toy])[1] == []
+
+
+def test_the_threads_of_a_run_are_a_setting_and_are_put_back(toy: Path) -> None:
+    before = torch.get_num_threads()
+    execute(request(toy, threads=2), Silent())
+    assert {record.threads for record in read_records([toy])[0]} == {2}
+    assert torch.get_num_threads() == before
+
+
+def test_seeds_are_added_until_the_claims_are_decided(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "STAGES", (3, 5))
+    execute(request(toy, until_decided=True, scale="laptop"), Silent())
+    records = read_records([toy])[0]
+    assert {record.looks for record in records} == {2}
+    assert len(records) in (6, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": "huge"}, "has no scale 'huge'"),
+        ({"variants": ["medium"]}, "has no variant 'medium'"),
+        ({"seeds": 0}, "at least one is needed"),
+        ({"jobs": 0}, "at least one is needed"),
+        ({"threads": 0}, "at least one is needed"),
+        ({"overrides": ["stepz=3"]}, "did you mean steps"),
+        ({"jobs": 2, "ray": "local"}, "exclude each other"),
+        ({"logger": "paper"}, "there is no logger 'paper'"),
+        ({"until_decided": True, "seeds": 3}, "leave --seeds out"),
+        ({"slurm": {"nonsense": "1"}}, "--slurm"),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_runs(toy: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        execute(request(toy, **options), Silent())
+    assert not list(toy.rglob("*.json"))
+
+
+def test_the_csv_logger_gets_what_the_record_gets(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    execute(request(toy, logger="csv", variants=["fast"]), Silent())
+    (file,) = (tmp_path / "logs").rglob("metrics.csv")
+    assert len(file.read_text().splitlines()) == 4
