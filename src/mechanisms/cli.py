@@ -33,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+# Tables that go to a file or a pipe are wide; a terminal has its own width.
+WIDE = None if sys.stdout.isatty() else 160
+out = Console(width=WIDE)
 err = Console(stderr=True)
 
 MARKS = {"holds": "[green]✔ holds[/]", "fails": "[red]✘ fails[/]", "undecided": "[yellow]? undecided[/]"}

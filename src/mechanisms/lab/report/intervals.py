@@ -75,7 +75,9 @@ def interval_plot(outcome: Outcome) -> Markup:
             if math.isfinite(edge)
         ]
         label += "; holds where " + " and ".join(
-            f"{side} {number(edge)}" for side, edge in zip(("at least", "at most"), wanted, strict=True) if math.isfinite(edge)
+            f"{side} {number(edge)}"
+            for side, edge in zip(("at least", "at most"), wanted, strict=True)
+            if math.isfinite(edge)
         )
     start, end = place(interval[0]), place(interval[1])
     if outcome.interval is not None:

@@ -58,7 +58,13 @@ def build_report(
             problems += found
             written.add(write_atomic_page(folder / "papers" / page_name(paper, experiment), content))
         content = render(
-            "paper.html", root="../", assets=asset_tags(), paper=paper, rows=_of(rows, paper.slug), counts=_counts, **_links
+            "paper.html",
+            root="../",
+            assets=asset_tags(),
+            paper=paper,
+            rows=_of(rows, paper.slug),
+            counts=_counts,
+            **_links,
         )
         written.add(write_atomic_page(folder / "papers" / page_name(paper), content))
     index = folder / "index.html"

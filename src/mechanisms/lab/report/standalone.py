@@ -37,7 +37,9 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"a row has {len(row)} values where the table has {len(self.columns)} columns: {row!r}")
+                raise ValueError(
+                    f"a row has {len(row)} values where the table has {len(self.columns)} columns: {row!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def _cells(table: Table) -> dict[str, Any]:
     return {
         "caption": table.caption,
         "columns": [(str(name), numeric[i]) for i, name in enumerate(table.columns)],
-        "rows": [[(_text(value), _order(value, numeric[i]), numeric[i]) for i, value in enumerate(row)] for row in rows],
+        "rows": [
+            [(_text(value), _order(value, numeric[i]), numeric[i]) for i, value in enumerate(row)] for row in rows
+        ],
     }
 
 

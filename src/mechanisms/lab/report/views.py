@@ -107,7 +107,9 @@ class CellView:
         return [f"figure {drawing.name!r}: {drawing.problem}" for drawing in self.drawings if drawing.problem]
 
 
-def cell_views(paper: Paper, experiment: Experiment, records: Iterable[Record], rows: Sequence[ledger.Row]) -> list[CellView]:
+def cell_views(
+    paper: Paper, experiment: Experiment, records: Iterable[Record], rows: Sequence[ledger.Row]
+) -> list[CellView]:
     """The cells of an experiment in the order of its scales, the standard configuration of each first."""
     order = {scale: place for place, scale in enumerate(experiment.scales)}
     found = [cell for cell in cells(records) if cell.scale in order]
