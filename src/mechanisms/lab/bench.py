@@ -110,6 +110,11 @@ class Bench:
         if self._logger is not None:
             self._logger.log_metrics({name: float(value) for name, value in values.items()}, step=int(float(step)))
 
+    def close(self) -> None:
+        """Let the logger write what it still holds."""
+        if self._logger is not None:
+            self._logger.finalize("success")
+
     def note(self, text: str) -> None:
         """Keep a remark in the record, once."""
         if text not in self.notes:

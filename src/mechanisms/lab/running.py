@@ -43,7 +43,8 @@ class Task:
     device: str = "auto"
     threads: int = 1
     cache: str | None = None
-    logger: str | None = None
+    logger: str = "none"
+    logs: str = "logs"
     looks: int = 1
 
     @property
@@ -213,6 +214,8 @@ def _compute(task: Task, report: Report | None) -> list[Record]:
             else:
                 metrics = list(experiment.run_seeds(settings, task.variant, benches))
         seconds = time.perf_counter() - clock - sum(bench.waited for bench in benches)
+        for bench in benches:
+            bench.close()
     finally:
         torch.set_num_threads(threads_before)
     device = benches[0].device
@@ -293,8 +296,8 @@ def _peak_memory(device: Any) -> Iterator[Callable[[], int]]:
 def _logger(task: Task, seed: int) -> Any:
     from mechanisms.lab.loggers import make_logger
 
-    folder = f"{task.slug}/{task.experiment}.{task.scale}/{task.variant}.{seed}"
-    return make_logger(task.logger, folder) if task.logger else None
+    name = f"{task.slug}/{task.experiment}.{task.scale}/{task.variant}.{seed}"
+    return make_logger(task.logger, name, Path(task.logs)) if rank() == 0 else None
 
 
 # --- all tasks ------------------------------------------------------------------------------------------------------
