@@ -249,7 +249,9 @@ class StackedOptimizer:
         self._momentum, self._betas, self._eps = momentum, betas, eps
         self.lr = self._per_number("lr", lr)
         self.weight_decay = self._per_number("weight_decay", weight_decay)
+        self._decays = isinstance(self.weight_decay, Tensor) or self.weight_decay > 0
         self.num_steps = 0
+        self._scratch = torch.empty_like(stack.flat)
         names = ("exp_avg", "exp_avg_sq") if kind != "sgd" else ("momentum_buffer",) if momentum else ()
         self.state = {name: torch.zeros_like(stack.flat) for name in names}
 
@@ -261,24 +263,31 @@ class StackedOptimizer:
     def step(self) -> None:
         """One update of all models."""
         self.num_steps += 1
-        values, grad = self._stack.flat, self._stack.flat_grad
-        if self.kind == "adamw":
-            _add_scaled(values, values * self.weight_decay, self.lr, -1)
-        elif isinstance(self.weight_decay, Tensor) or self.weight_decay:
-            grad = _add_scaled(grad.clone(), values, self.weight_decay, 1)
+        values, grad, scratch = self._stack.flat, self._stack.flat_grad, self._scratch
+        if self._decays and self.kind == "adamw":
+            values.mul_(1 - self.lr * self.weight_decay)
+        elif self._decays:
+            # Into memory kept for it: large temporaries cost more than the arithmetic.
+            if isinstance(self.weight_decay, Tensor):
+                grad = torch.addcmul(grad, values, self.weight_decay, out=scratch)
+            else:
+                grad = torch.add(grad, values, alpha=self.weight_decay, out=scratch)
         if self.kind == "sgd":
             if self._momentum:
                 # torch.optim starts the buffer with the first gradient: the same as starting from zero.
                 grad = self.state["momentum_buffer"].mul_(self._momentum).add_(grad)
-            _add_scaled(values, grad, self.lr, -1)
+            if isinstance(self.lr, Tensor):
+                values.addcmul_(grad, self.lr, value=-1)
+            else:
+                values.add_(grad, alpha=-self.lr)
             return
         first, second = self._betas
         mean = self.state["exp_avg"].lerp_(grad, 1 - first)
         square = self.state["exp_avg_sq"].mul_(second).addcmul_(grad, grad, value=1 - second)
+        scale = torch.sqrt(square, out=scratch).div_((1 - second**self.num_steps) ** 0.5).add_(self._eps)
         correction = 1 - first**self.num_steps
-        scale = square.sqrt().div_((1 - second**self.num_steps) ** 0.5).add_(self._eps)
         if isinstance(self.lr, Tensor):
-            values.addcdiv_(mean * self.lr, scale, value=-1 / correction)
+            values.addcdiv_(mean, scale.div_(self.lr), value=-1 / correction)
         else:
             values.addcdiv_(mean, scale, value=-self.lr / correction)
 
@@ -391,6 +400,17 @@ def _architecture(model: nn.Module) -> tuple[Any, ...]:
     return type(model), [(name, tuple(p.shape), p.dtype, p.device) for name, p in model.named_parameters()]
 
 
+def is_linear_chain(model: nn.Module) -> bool:
+    """Whether a stack runs this model as a few matrix products: linear layers and elementwise activations, all trained.
+
+    >>> is_linear_chain(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    True
+    >>> is_linear_chain(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    False
+    """
+    return _linear_chain(model, {name for name, p in model.named_parameters() if p.requires_grad}) is not None
+
+
 def _linear_chain(model: nn.Module, trained: set[str]) -> list[Any] | None:
     """The model as ("weight name", "bias name") pairs, activations and a leading "flatten"; None when it is more."""
     layers = list(model.named_children()) if type(model) is nn.Sequential else [("", model)]
@@ -418,10 +438,3 @@ def _affine(columns: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return weight @ columns
     product = torch.addmm if weight.dim() == 2 else torch.baddbmm
     return product(bias.unsqueeze(-1), weight, columns)
-
-
-def _add_scaled(target: Tensor, source: Tensor, scale: float | Tensor, sign: int) -> Tensor:
-    """target += sign * scale * source, in place."""
-    if isinstance(scale, Tensor):
-        return target.addcmul_(source, scale, value=sign)
-    return target.add_(source, alpha=sign * scale)
