@@ -62,7 +62,9 @@ PARTS = Outcome(
         outcome("holds", "|recall: xrm - oracle| <= 0.1", 0.012, -0.03, 0.05),
     ),
 )
-SHARE = outcome("holds", "share of environments with recall >= 0.9", 0.94, 0.87, 0.98, units=100, provisional=True, seeds=4)
+SHARE = outcome(
+    "holds", "share of environments with recall >= 0.9", 0.94, 0.87, 0.98, units=100, provisional=True, seeds=4
+)
 EXACT = Outcome("holds", "flip_probability at chance: erm <= 0.0", 0.0, None, seeds=1)
 
 WATERBIRDS = Experiment(
@@ -79,7 +81,9 @@ WATERBIRDS = Experiment(
             note="Expected to stay undecided with ten seeds: the difference is close to the margin.",
         ),
         Claim("… and far better than plain training", Given(BETTER), published="0.86 vs 0.62, one-minute run"),
-        Claim("No early stopping is needed", Given(PARTS), note="Against the paper: the echo chamber flips ordinary rows."),
+        Claim(
+            "No early stopping is needed", Given(PARTS), note="Against the paper: the echo chamber flips ordinary rows."
+        ),
         Claim("Flips are what finds the groups", Given(SHARE), published="Section 4.2"),
     ],
     figures=[
@@ -103,8 +107,14 @@ EQUILIBRIUM = Experiment(
     variants=("free", "nudged"),
     scales={"smoke": Config(), "laptop": Config()},
     claims=[
-        Claim("The update follows the gradient in the limit of small nudging", Given(EXACT, ("free",)), published="Theorem 1"),
-        Claim("It trains without symmetric weights", Given(BETTER, ("free", "nudged")), published="1.4 % error on MNIST"),
+        Claim(
+            "The update follows the gradient in the limit of small nudging",
+            Given(EXACT, ("free",)),
+            published="Theorem 1",
+        ),
+        Claim(
+            "It trains without symmetric weights", Given(BETTER, ("free", "nudged")), published="1.4 % error on MNIST"
+        ),
     ],
 )
 
@@ -114,7 +124,7 @@ XRM = Paper(
     authors="Pezeshki, Bouchacourt, Ibrahim, Ballas, Vincent, Lopez-Paz",
     year=2024,
     topic="robust",
-    summary="Finds the groups a shortcut splits data into, without any annotation, by two networks that adopt each other's confident mistakes.",
+    summary="Finds the groups into which a shortcut splits data: two networks adopt each other's confident mistakes.",
     experiments=(WATERBIRDS, DIGITS),
     parts=("mechanisms.robust.xrm", "mechanisms.robust.groups"),
     arxiv="2309.16748",
@@ -160,8 +170,18 @@ def record(paper, experiment, scale, variant, seed, settings=None, **more):
     }
     if "xrm" in variant:
         rate = 0.12 if variant == "xrm" else 0.02
-        values["curves"]["flip_rate"] = Curve(steps, [rate * (1 - math.exp(-s / 300)) + draw.gauss(0, 0.002) for s in steps])
-    return Record(paper.slug, experiment.name, scale, variant, seed, as_dict(settings or experiment.scales[scale]), **{**values, **more})
+        values["curves"]["flip_rate"] = Curve(
+            steps, [rate * (1 - math.exp(-s / 300)) + draw.gauss(0, 0.002) for s in steps]
+        )
+    return Record(
+        paper.slug,
+        experiment.name,
+        scale,
+        variant,
+        seed,
+        as_dict(settings or experiment.scales[scale]),
+        **{**values, **more},
+    )
 
 
 def records():
@@ -169,14 +189,23 @@ def records():
     found = [record(XRM, WATERBIRDS, "laptop", v, s) for v in WATERBIRDS.variants for s in range(10, 20)]
     found[0] = dataclasses.replace(found[0], notes=["scikit-learn's digits in place of Fashion-MNIST (not found)"])
     changed = Config(spurious=0.8, optimiser="adam")
-    found += [record(XRM, WATERBIRDS, "laptop", v, s, changed, code="older") for v in ("erm", "xrm") for s in (10, 11, 14)]
+    found += [
+        record(XRM, WATERBIRDS, "laptop", v, s, changed, code="older") for v in ("erm", "xrm") for s in (10, 11, 14)
+    ]
     found += [record(XRM, WATERBIRDS, "paper", v, 10, device="cuda: NVIDIA H200") for v in ("erm", "xrm", "oracle")]
     nasty = Config(remark=SCRIPT)
     for variant in DIGITS.variants:
         for seed in (10, 11):
             run = record(XRM, DIGITS, "laptop", variant, seed, nasty, notes=[IMAGE, SCRIPT])
-            metrics = {**run.metrics, SCRIPT: 0.5 + seed / 100, "remark": IMAGE, "best_columns": f"seed {seed}: <b>age</b>, zip"}
+            metrics = {
+                **run.metrics,
+                SCRIPT: 0.5 + seed / 100,
+                "remark": IMAGE,
+                "best_columns": f"seed {seed}: <b>age</b>, zip",
+            }
             versions = {**run.versions, "torch": f"2.1{seed % 10}.0", IMAGE: SCRIPT}
-            found.append(dataclasses.replace(run, metrics=metrics, versions=versions, device=IMAGE if seed == 11 else "cpu"))
+            found.append(
+                dataclasses.replace(run, metrics=metrics, versions=versions, device=IMAGE if seed == 11 else "cpu")
+            )
     found += [record(EQPROP, EQUILIBRIUM, "laptop", "free", 10)]
     return found

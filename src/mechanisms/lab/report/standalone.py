@@ -23,7 +23,7 @@ class Table:
     Args:
         columns: heads of the columns.
         rows: one sequence of values a row, as many as there are columns; numbers are formatted, aligned and sorted as
-            numbers, None shows as a dash.
+            numbers, None and NaN show as a dash.
         caption: a line above it.
 
     >>> Table(["column", "auc"], [["age", 0.93], ["income", None]]).columns
@@ -37,7 +37,9 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"a row has {len(row)} values where the table has {len(self.columns)} columns: {row!r}")
+                raise ValueError(
+                    f"a row has {len(row)} values where the table has {len(self.columns)} columns: {row!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def page(title: str, sections: Sequence[Section], path: str | Path, *, lead: str
         OSError: the file cannot be written.
 
     >>> import tempfile
-    >>> path = page("Environments", [Section("Counts", Table(["class", "rows"], [["cat", 12]]))], Path(tempfile.mkdtemp()) / "a.html")
+    >>> counts = Section("Counts", Table(["class", "rows"], [["cat", 12]]))
+    >>> path = page("Environments", [counts], Path(tempfile.mkdtemp()) / "environments.html")
     >>> "cat" in path.read_text()
     True
     """
@@ -86,7 +89,7 @@ def page(title: str, sections: Sequence[Section], path: str | Path, *, lead: str
     drawn = any(kind == "figure" for _, block in blocks for kind, _ in block)
     files = {name: content.decode() for name, content in assets().items()}
     scripts = [files["plotly.min.js"]] * drawn + [files["report.js"]]
-    # "</script" would end the element and "<!--" change how it is read, wherever they stand; an escaped "<" does neither.
+    # "</script" would end the element and "<!--" change how it is read; with an escaped "<" they do neither.
     scripts = [re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE) for script in scripts]
     path = Path(path)
     content = render(
@@ -138,13 +141,17 @@ def _cells(table: Table) -> dict[str, Any]:
     return {
         "caption": table.caption,
         "columns": [(str(name), numeric[i]) for i, name in enumerate(table.columns)],
-        "rows": [[(_text(value), _order(value, numeric[i]), numeric[i]) for i, value in enumerate(row)] for row in rows],
+        "rows": [
+            [(_text(value), _order(value, numeric[i]), numeric[i]) for i, value in enumerate(row)] for row in rows
+        ],
     }
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's and pandas's scalars as Python's own."""
-    return value.item() if hasattr(value, "item") else value
+    """NumPy's and pandas's scalars as Python's own; what pandas calls missing as None."""
+    value = value.item() if hasattr(value, "item") else value
+    missing = value != value or type(value).__name__ in ("NAType", "NaTType")
+    return None if missing else value
 
 
 def _is_number(value: Any) -> bool:

@@ -107,7 +107,9 @@ class CellView:
         return [f"figure {drawing.name!r}: {drawing.problem}" for drawing in self.drawings if drawing.problem]
 
 
-def cell_views(paper: Paper, experiment: Experiment, records: Iterable[Record], rows: Sequence[ledger.Row]) -> list[CellView]:
+def cell_views(
+    paper: Paper, experiment: Experiment, records: Iterable[Record], rows: Sequence[ledger.Row]
+) -> list[CellView]:
     """The cells of an experiment in the order of its scales, the standard configuration of each first."""
     order = {scale: place for place, scale in enumerate(experiment.scales)}
     found = [cell for cell in cells(records) if cell.scale in order]
@@ -121,7 +123,7 @@ def unclaimed(papers: Sequence[Paper], records: Iterable[Record]) -> list[str]:
     known = {(paper.slug, e.name, scale) for paper in papers for e in paper.experiments for scale in e.scales}
     counts = Counter((record.slug, record.experiment, record.scale) for record in records)
     return [
-        f"{slug}/{experiment} at {scale}: {count} records, but no installed paper has such an experiment; they are not shown"
+        f"{slug}/{experiment} at {scale}: {count} records are not shown, because no installed paper has that experiment"
         for (slug, experiment, scale), count in sorted(counts.items())
         if (slug, experiment, scale) not in known
     ]
