@@ -19,7 +19,18 @@ from mechanisms.lab.session import Request, execute, ledger
 
 ROOT = Path(__file__).parents[1]
 OWN = [name for name in paper_names() if (ROOT / f"src/mechanisms/papers/{name.replace('-', '_')}.py").exists()]
-TOPICS = ("dynamics", "recurrent", "equilibrium", "sequences", "robust", "memory", "causal", "planning", "worlds", "symbolic")
+TOPICS = (
+    "dynamics",
+    "recurrent",
+    "equilibrium",
+    "sequences",
+    "robust",
+    "memory",
+    "causal",
+    "planning",
+    "worlds",
+    "symbolic",
+)
 
 
 def modules() -> list[str]:

@@ -130,15 +130,15 @@ def show(slug: str) -> None:
     from mechanisms.lab.configuration import as_dict
 
     (paper,) = _papers([slug])
-    where = ", ".join(part for part in (paper.venue or str(paper.year), f"arXiv {paper.arxiv}" * bool(paper.arxiv)) if part)
+    where = ", ".join(
+        part for part in (paper.venue or str(paper.year), f"arXiv {paper.arxiv}" * bool(paper.arxiv)) if part
+    )
     out.print(f"[bold]{_plain(paper.title)}[/]\n{_plain(paper.authors)}. {where}\n{_plain(paper.summary)}")
     out.print(f"parts: {', '.join(paper.parts)}", highlight=False)
     for experiment in paper.experiments:
         out.print(f"\n[bold cyan]{experiment.name}[/]  {_plain(experiment.description)}")
         out.print(f"variants: {', '.join(experiment.variants)}", highlight=False)
-        out.print(
-            f"seeds {experiment.first_seed} to {experiment.first_seed + experiment.seeds - 1}", highlight=False
-        )
+        out.print(f"seeds {experiment.first_seed} to {experiment.first_seed + experiment.seeds - 1}", highlight=False)
         for claim in experiment.claims:
             published = f" [dim](published: {_plain(claim.published)})[/]" if claim.published else ""
             out.print(f"  • {_plain(claim.text)}{published}", highlight=False)
@@ -207,7 +207,7 @@ def run(
     except ValueError as error:
         _refuse(error)
     except OSError as error:
-        _refuse(f"{results or results_folder()}: records cannot be written ({error.strerror or error}); the earlier ones are intact")
+        _refuse(f"{request.results}: records cannot be written ({error.strerror or error}); earlier ones are intact")
     for reason, missing in summary.missing.items():
         err.print(f"[yellow]not run[/] ({len(missing)} runs): {_plain(reason)}", highlight=False, soft_wrap=True)
     for name, reason in summary.failed:
@@ -217,7 +217,9 @@ def run(
         err.print("interrupted: finished runs are kept; the same command goes on from here")
         sys.exit(130)
     chosen = {(paper.slug, experiment.name) for paper, experiments in work for experiment in experiments}
-    found = [row for row in _ledger(papers, [request.results]) if (row.slug, row.experiment) in chosen and row.scale == scale]
+    found = [
+        row for row in _ledger(papers, [request.results]) if (row.slug, row.experiment) in chosen and row.scale == scale
+    ]
     if found:
         out.print(_table(found))
     if summary.failed:

@@ -32,7 +32,9 @@ def test_a_run_leaves_one_complete_record_each(toy: Path) -> None:
     assert list(toy.rglob("*.part")) == []
 
 
-def test_finished_runs_are_skipped_and_older_code_is_rerun_when_asked(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_skipped_and_older_code_is_rerun_when_asked(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execute(request(toy), Silent())
     assert execute(request(toy), Silent()).there == 2
     monkeypatch.setattr(running, "code_hash", lambda slug: "newer")
@@ -50,7 +52,9 @@ def test_the_shared_stage_is_computed_once_per_seed(toy: Path) -> None:
 def test_worker_processes_and_this_process_give_the_same_bits(toy: Path, tmp_path: Path) -> None:
     execute(request(toy, seeds=4), Silent())
     execute(request(tmp_path / "other", seeds=4, jobs=2), Silent())
-    one, two = ({(r.variant, r.seed): (r.metrics, r.curves) for r in read_records([f])[0]} for f in (toy, tmp_path / "other"))
+    one, two = (
+        {(r.variant, r.seed): (r.metrics, r.curves) for r in read_records([f])[0]} for f in (toy, tmp_path / "other")
+    )
     assert one == two
 
 

@@ -1,25 +1,89 @@
-"""Where things are kept."""
+"""Where the laboratory keeps and looks for files, and writing them whole or not at all."""
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
+
+SYSTEM_DATA = Path("/usr/share/datasets")  # where Debian's data set packages put their files
 
 
 def cache_folder() -> Path:
-    """The folder of downloads and cached stages, readable by its owner alone.
+    """The folder for downloads and cached stages, made readable by its owner alone if it is missing.
 
-    `$MECHANISMS_CACHE`, else `mechanisms` below `$XDG_CACHE_HOME`, else `~/.cache/mechanisms`.
+    It is `$MECHANISMS_CACHE`, else `$XDG_CACHE_HOME/mechanisms`, else `~/.cache/mechanisms`.
 
-    >>> cache_folder().name != ""
-    True
+    Raises:
+        OSError: it cannot be made; the message names the folder and the variable that chooses another.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     os.environ["MECHANISMS_CACHE"] = f"{folder}/mine"
+    ...     chosen = cache_folder()
+    ...     del os.environ["MECHANISMS_CACHE"]
+    >>> chosen.name
+    'mine'
     """
-    if given := os.environ.get("MECHANISMS_CACHE"):
-        folder = Path(given)
+    chosen = os.environ.get("MECHANISMS_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if chosen:
+        folder = Path(chosen).expanduser()
+    elif os.path.isabs(shared):  # the XDG specification asks to ignore relative values
+        folder = Path(shared) / "mechanisms"
     else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mechanisms"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = Path.home() / ".cache" / "mechanisms"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            f"the cache folder {folder} cannot be made ({reason}); MECHANISMS_CACHE chooses another"
+        ) from None
     return folder
 
 
 def results_folder() -> Path:
     """The folder of the records: `$MECHANISMS_RESULTS`, else `results` in the current folder."""
     return Path(os.environ.get("MECHANISMS_RESULTS", "results"))
+
+
+def data_folders(name: str) -> list[Path]:
+    """Where a data set called `name` is looked for, first to last: `$MECHANISMS_DATA/<name>`, then the system's folder.
+
+    >>> data_folders("fashion-mnist")[-1].as_posix()
+    '/usr/share/datasets/fashion-mnist'
+    """
+    own = os.environ.get("MECHANISMS_DATA")
+    return [*([Path(own).expanduser() / name] if own else []), SYSTEM_DATA / name]
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, private: bool = False) -> Generator[BinaryIO]:
+    """A file to write to that takes its place at `path` when the block ends without an error, and vanishes otherwise.
+
+    Args:
+        path: its folder must be there.
+        private: readable by its owner alone (caches); otherwise as the user's mask says.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with whole_file(Path(folder) / "text") as file:
+    ...         _ = file.write(b"all of it")
+    ...     [entry.name for entry in Path(folder).iterdir()]
+    ['text']
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if not private:
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

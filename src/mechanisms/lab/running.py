@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
@@ -85,6 +85,7 @@ class Summary:
         return self
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Where tasks are computed; `width` of them at once."""
 
@@ -95,6 +96,7 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
 class Display(Protocol):
     """What shows progress; see `lab.progress`."""
 
@@ -274,7 +276,9 @@ def _peak_memory(device: Any) -> Iterator[Callable[[], int]]:
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew, else it is the process's
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux: the high-water mark starts anew, else it is the process's
 
     def peak() -> int:
         with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mechanisms.lab.claims import STAGES
 from mechanisms.lab.configuration import config_hash, override
 from mechanisms.lab.folders import cache_folder, results_folder
 from mechanisms.lab.ledger import Row, rows
@@ -14,8 +15,6 @@ from mechanisms.lab.loggers import make_logger
 from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.records import cells, read_records
 from mechanisms.lab.running import Backend, Display, Summary, Task, carry_out, plan, with_looks, world_size
-
-STAGES = (10, 20, 40, 80)  # seeds at which `until_decided` looks at the claims, each with a quarter of the error
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ def execute(request: Request, display: Display) -> Summary:
     return summary
 
 
-def _experiment(
-    request: Request, paper: Paper, experiment: Experiment, backend: Backend, display: Display
-) -> Summary:
+def _experiment(request: Request, paper: Paper, experiment: Experiment, backend: Backend, display: Display) -> Summary:
     if not request.until_decided:
         tasks = _tasks(request, paper, experiment, request.seeds)
         return carry_out(tasks, request.results, backend, display, rerun=request.rerun)

@@ -34,7 +34,12 @@ def run(settings, variant, bench: Bench):
         bench.log(step, loss=float(loss))
         time.sleep(settings.pause)
     bench.note("a line")
-    return {"error": float((weight - 2).abs()), "seed": bench.seed, "near": [bool((weight - 2).abs() < 1)] * 2, "tag": variant}
+    return {
+        "error": float((weight - 2).abs()),
+        "seed": bench.seed,
+        "near": [bool((weight - 2).abs() < 1)] * 2,
+        "tag": variant,
+    }
 
 
 def run_block(settings, variant, benches):
