@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ ENOUGH_SEEDS = 10  # with fewer, a random claim is provisional
 STAGES = (10, 20, 40, 80)  # seeds at which `--until-decided` looks, with the error split over the four looks
 
 
+@runtime_checkable
 class Check(Protocol):
     """What can decide a claim."""
 

@@ -27,6 +27,7 @@ class Row:
         date: of the latest record (UTC, day), "" when not run.
         devices: where the records were made, for example ("cpu",).
         stale: some record was made by older code.
+        config_hash: the name of the configuration.
     """
 
     slug: str
@@ -38,6 +39,7 @@ class Row:
     date: str
     devices: tuple[str, ...]
     stale: bool
+    config_hash: str = ""
 
 
 def rows(papers: Iterable[Paper], records: Sequence[Record]) -> list[Row]:
@@ -78,6 +80,7 @@ def _row(paper: Paper, experiment: Experiment, cell: Cell, claim: Claim) -> Row:
         date=max((record.started[:10] for record in used), default=""),
         devices=tuple(sorted({record.device for record in used})),
         stale=any(record.code != code_hash(paper.slug) for record in used),
+        config_hash=cell.config_hash,
     )
 
 
