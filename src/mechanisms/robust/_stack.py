@@ -329,8 +329,8 @@ class SharedBatches:
 
     Rows come as by `DataLoader(shuffle=True, drop_last=True)`: a new permutation each epoch, no row twice in a batch.
     The batch has the largest of the batch sizes; a model with a smaller one uses the first rows, which `weights`
-    says: loss and statistics of model m count row b by `weights[m, b]`, 1 or 0. A batch as large as the data or
-    larger is the whole data in order (full batch).
+    says: loss and statistics of model m count row b by `weights[m, b]`, 1 or 0. When all batch sizes are as large as
+    the data or larger, every batch is the whole data in order (full batch).
 
     Args:
         num_rows: rows of the data, n.
@@ -354,6 +354,8 @@ class SharedBatches:
             )
         self.num_rows, self._generator = num_rows, generator
         self.batch_size = min(max(batch_sizes), num_rows)
+        # With one smaller batch size among them the order must change: that model uses the first rows only.
+        self._full_batch = min(batch_sizes) >= num_rows
         places = torch.arange(self.batch_size, device=generator.device)
         sizes = torch.tensor(batch_sizes, device=generator.device)
         self.weights: Float[Tensor, "models batch"] = (places < sizes[:, None]).to(torch.get_default_dtype())
@@ -363,7 +365,7 @@ class SharedBatches:
 
     def draw(self) -> Int64[Tensor, " batch"]:
         """The row indices of the next batch."""
-        if self.batch_size == self.num_rows:
+        if self._full_batch:
             return self._order
         if self._next == len(self._batches):
             self._order = torch.randperm(self.num_rows, generator=self._generator, device=self._generator.device)
