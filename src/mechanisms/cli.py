@@ -209,7 +209,8 @@ def run(
     except ValueError as error:
         _refuse(error)
     except OSError as error:
-        _refuse(f"{request.results}: records cannot be written ({error.strerror or error}); earlier ones are intact")
+        folder = results or results_folder()
+        _refuse(f"{folder}: records cannot be written ({error.strerror or error}); earlier ones are intact")
     for reason, missing in summary.missing.items():
         err.print(f"[yellow]not run[/] ({len(missing)} runs): {_plain(reason)}", highlight=False, soft_wrap=True)
     for name, reason in summary.failed[:5]:

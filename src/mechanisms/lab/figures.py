@@ -211,8 +211,8 @@ def _student(values: Sequence[float]) -> tuple[float, float | None]:
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None
-    low, high = student_interval([values])
-    return mean, float(high[0] - low[0]) / 2
+    low, high = student_interval(values)
+    return mean, float(high - low) / 2
 
 
 def _band(runs: Mapping[int, Curve]) -> tuple[list[float], list[float], list[float], list[int]]:

@@ -15,7 +15,7 @@ import platform
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,10 @@ class Backend(Protocol):
         """Start a task."""
         ...
 
+    def poll(self) -> None:
+        """Called several times a second: pass on what running tasks have to say."""
+        ...
+
 
 @runtime_checkable
 class Display(Protocol):
@@ -111,10 +115,6 @@ class Display(Protocol):
 
     def end(self, task: Task, status: str, seconds: float) -> None:
         """A task is over: "done", "there", "not here" or "failed"."""
-        ...
-
-    def poll(self) -> None:
-        """Called several times a second while tasks run elsewhere."""
         ...
 
 
@@ -268,7 +268,7 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _peak_memory(device: Any) -> Iterator[Callable[[], int]]:
+def _peak_memory(device: Any) -> Generator[Callable[[], int]]:
     """Bytes at the peak of the block: allocated on a GPU, resident on the CPU."""
     import resource
 
@@ -345,7 +345,7 @@ def carry_out(
                     held.enter_context(_lock(task, results, patience))
                 except Timeout:
                     busy.append(task)
-                    display.poll()
+                    backend.poll()
                     continue
                 if is_there(task, results, rerun=rerun):  # done by another process since the first look
                     held.close()
@@ -363,7 +363,7 @@ def carry_out(
                 task, held, begun = running.pop(future)
                 with held:
                     _settle(task, future, results, summary, display, time.monotonic() - begun)
-            display.poll()
+            backend.poll()
     except KeyboardInterrupt:
         summary.interrupted = True
     finally:

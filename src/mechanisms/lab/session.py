@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,10 +80,10 @@ def execute(request: Request, display: Display) -> Summary:
             for experiment in experiments:
                 _tasks(request, paper, experiment, stage)
     summary = Summary()
-    with _backend(request, display) as (backend, watched):
+    with _backend(request, display) as backend:
         for paper, experiments in request.work:
             for experiment in experiments:
-                summary += _experiment(request, paper, experiment, backend, watched)
+                summary += _experiment(request, paper, experiment, backend, display)
                 if summary.interrupted:
                     return summary
     return summary
@@ -132,20 +132,17 @@ def _decided(request: Request, paper: Paper, experiment: Experiment) -> bool:
 
 
 @contextlib.contextmanager
-def _backend(request: Request, display: Display) -> Iterator[tuple[Backend, Display]]:
+def _backend(request: Request, display: Display) -> Generator[Backend]:
     from mechanisms.lab import workers
 
-    if world_size() > 1:
-        yield workers.Here(display), display
-    elif request.ray is not None:
-        with workers.on_ray(request.ray) as backend:
-            yield backend, display
+    if request.ray is not None:
+        chosen = workers.on_ray(request.ray)
     elif request.slurm is not None:
-        with workers.on_slurm(request.slurm, cache_folder() / "slurm") as backend:
-            yield backend, display
+        chosen = workers.on_slurm(request.slurm, cache_folder() / "slurm")
     else:
-        with workers.local(request.jobs, display) as (backend, watched):
-            yield backend, watched
+        chosen = workers.local(request.jobs, display)
+    with chosen as backend:
+        yield backend
 
 
 def ledger(papers: Sequence[Paper], results: Sequence[Path]) -> tuple[list[Row], list[str]]:
