@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -72,14 +73,16 @@ def test_data_frames_keep_their_column_names() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_worst_group_is_learned_where_a_plain_classifier_fails(robust: str, classes: int) -> None:
     X, y, background = shortcut(1500, classes=classes)
-    new_X, new_y, new_background = shortcut(600, seed=1, classes=classes)
-    classifier = XRMClassifier(robust=robust, random_state=0, device="cpu").fit(X, y)
+    new_X, new_y, new_background = shortcut(6000, seed=1, classes=classes)
     groups = 2 * new_y + (new_background != new_y)
-    assert float(worst_group_accuracy(new_y, classifier.predict(new_X), groups)) > 0.75
+    classifier = XRMClassifier(robust=robust, steps=600, search=4, random_state=0, device="cpu").fit(X, y)
+    plain = LogisticRegression().fit(X, y)
+    worst, expected = (float(worst_group_accuracy(new_y, one.predict(new_X), groups)) for one in (classifier, plain))
+    assert worst > expected + 0.2
     assert finds(classifier.environments_, background != y)
     cut = classifier.validation_indices_
     assert np.array_equal(classifier.validation_environments_, classifier.environments_[cut])
-    assert 0.75 < classifier.worst_group_accuracy_ <= 1
+    assert expected < classifier.worst_group_accuracy_ <= 1
     np.testing.assert_allclose(classifier.predict_proba(new_X).sum(1), 1)
 
 
