@@ -146,6 +146,12 @@ def test_enormous_losses_do_not_overflow():
     assert objective.q.tolist() == [1.0, 0.0]
 
 
+def test_half_precision_losses_are_counted_exactly():
+    groups = torch.tensor([0] * 1001 + [1])
+    objective = GroupDROLoss(2, eta=0.0)
+    assert objective(torch.ones(1002, dtype=torch.bfloat16), groups).item() == pytest.approx(1.0, abs=1e-6)
+
+
 def test_two_calls_before_one_backward_accumulate():
     x = torch.ones(4, requires_grad=True)
     objective, groups = GroupDROLoss(2, eta=0.1), torch.tensor([0, 0, 1, 1])
