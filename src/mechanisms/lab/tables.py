@@ -153,6 +153,15 @@ def check_folder(path: str | Path) -> None:
         raise TableError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
+def is_text(path: str | Path) -> bool:
+    """Whether a path's suffix is one of the CSV kinds.
+
+    >>> is_text("cows.csv.gz"), is_text("cows.parquet")
+    (True, False)
+    """
+    return _kind(Path(path), READABLE) == "text"
+
+
 def _kind(path: Path, choices: str) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     last = suffixes[-1] if suffixes else ""

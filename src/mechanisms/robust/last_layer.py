@@ -293,7 +293,7 @@ def dfr(
         weight, bias = weight + part[0] / draws, bias + part[1] / draws
     # The layer takes raw embeddings: w (x - mean) / scale + b.
     weight = weight / scale
-    head = nn.utils.skip_init(nn.Linear, data.shape[1], classes)
+    head = nn.Linear(data.shape[1], classes)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias - weight @ mean))

@@ -153,7 +153,7 @@ def discover_environments(
         progress=Progress(progress, steps * (num_runs(one_pass, settings) + again)),
     )
     outcomes = train_pairs(problem, settings, search_seed)
-    trials = tuple(Trial(one.setting, one.flip_rate, bool(one.missing)) for one in outcomes)
+    trials = tuple(Trial(one.setting, one.flip_rate, bool(one.missing), one.train) for one in outcomes)
     # All degenerate: the largest flip rate is still the best guess.
     best = max(range(len(trials)), key=lambda index: (trials[index].score, trials[index].flip_rate))
     outcome = outcomes[best]

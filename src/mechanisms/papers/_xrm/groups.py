@@ -78,7 +78,9 @@ def train(settings: Groups, variant: str, bench: Bench, splits: Splits) -> tuple
     # A method without environments is selected by its worst class, as the paper's column "None" is.
     blind = (train.x, train.y, held.x, held.y, held.y)
     if variant == "jtt":
-        return baselines.jtt(*blind, draws=draws, first_steps=settings.steps // 3, evaluate_every=settings.every, **shared).model, {}
+        return baselines.jtt(
+            *blind, draws=draws, first_steps=settings.steps // 3, evaluate_every=settings.every, **shared
+        ).model, {}
     if variant == "lff":
         return baselines.lff(*blind, draws=draws, evaluate_every=settings.every, **shared).model, {}
     if variant == "afr":
@@ -142,7 +144,9 @@ def search_twins(settings: Groups, bench: Bench, splits: Splits) -> dict[str, An
         train.y,
         validation=(held.x, held.y),
         model=model_factory(train.x.shape[1], settings.hidden, classes_of(splits)),
-        search=Search(settings.lr, settings.weight_decay, settings.batch_size, settings.optimizer, trials=settings.search),
+        search=Search(
+            settings.lr, settings.weight_decay, settings.batch_size, settings.optimizer, trials=settings.search
+        ),
         steps=settings.twin_steps,
         device=bench.device,
         random_state=bench.seed,
