@@ -35,7 +35,7 @@ TOPICS = (
 
 def modules() -> list[str]:
     found = pkgutil.walk_packages(mechanisms.__path__, "mechanisms.")
-    return sorted(module.name for module in found if not module.name.split(".")[-1].startswith("__"))
+    return sorted(module.name for module in found if not module.name.split(".")[-1].startswith("_"))
 
 
 @pytest.mark.parametrize("slug", OWN)

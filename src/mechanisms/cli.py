@@ -166,7 +166,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... ; auto takes an accelerator when there is one.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
-    logger: Annotated[str | None, typer.Option(help="csv, tensorboard, mlflow or wandb, beside the records.")] = None,
+    logger: Annotated[str, typer.Option(help="csv, tensorboard, mlflow, wandb or none, beside the records.")] = "csv",
     results: Annotated[Path | None, typer.Option(help="Folder of the records (default: results).")] = None,
     rerun: Annotated[bool, typer.Option("--rerun", help="Replace records that older code made.")] = False,
     until_decided: Annotated[
@@ -209,11 +209,14 @@ def run(
     except ValueError as error:
         _refuse(error)
     except OSError as error:
-        _refuse(f"{request.results}: records cannot be written ({error.strerror or error}); earlier ones are intact")
+        folder = results or results_folder()
+        _refuse(f"{folder}: records cannot be written ({error.strerror or error}); earlier ones are intact")
     for reason, missing in summary.missing.items():
         err.print(f"[yellow]not run[/] ({len(missing)} runs): {_plain(reason)}", highlight=False, soft_wrap=True)
-    for name, reason in summary.failed:
+    for name, reason in summary.failed[:5]:
         err.print(f"[red]failed[/] {name}: {_plain(reason)}", highlight=False, soft_wrap=True)
+    if len(summary.failed) > 5:
+        err.print(f"[red]failed[/] and {len(summary.failed) - 5} more")
     out.print(f"{summary.done} runs done, {summary.there} were there, {summary.seconds:.1f} s", highlight=False)
     if summary.interrupted:
         err.print("interrupted: finished runs are kept; the same command goes on from here")

@@ -122,8 +122,16 @@ def test_a_bad_request_is_refused_before_anything_runs(toy: Path, options: dict,
     assert not list(toy.rglob("*.json"))
 
 
-def test_the_csv_logger_gets_what_the_record_gets(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    execute(request(toy, logger="csv", variants=["fast"]), Silent())
-    (file,) = (tmp_path / "logs").rglob("metrics.csv")
-    assert len(file.read_text().splitlines()) == 4
+@pytest.mark.parametrize(("logger", "pattern"), [("csv", "metrics.csv"), ("tensorboard", "events.*")])
+def test_the_chosen_logger_gets_what_the_record_gets(toy: Path, logger: str, pattern: str) -> None:
+    execute(request(toy, logger=logger, variants=["fast"]), Silent())
+    (file,) = (toy / ".logs").rglob(pattern)
+    if logger == "csv":
+        assert set(file.read_text().splitlines()[0].split(",")) == {"step", "loss"}
+        assert len(file.read_text().splitlines()) == 4
+    assert file.stat().st_size > 0
+
+
+def test_without_a_logger_there_are_only_records(toy: Path) -> None:
+    execute(request(toy, logger="none", variants=["fast"]), Silent())
+    assert not (toy / ".logs").exists()

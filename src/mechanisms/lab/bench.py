@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
@@ -110,6 +110,11 @@ class Bench:
         if self._logger is not None:
             self._logger.log_metrics({name: float(value) for name, value in values.items()}, step=int(float(step)))
 
+    def close(self) -> None:
+        """Let the logger write what it still holds."""
+        if self._logger is not None:
+            self._logger.finalize("success")
+
     def note(self, text: str) -> None:
         """Keep a remark in the record, once."""
         if text not in self.notes:
@@ -153,7 +158,7 @@ class Bench:
         return value
 
     @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Generator[None]:
         """Keep the seconds of a block under a name among the record's stages."""
         started = time.perf_counter()
         yield

@@ -52,7 +52,7 @@ def bars(metric: str, title: str = "", *, variants: Sequence[str] = (), caption:
     Args:
         metric: name of the metric; lists (one number per unit) count with their mean.
         title: heading; the metric's name in words by default.
-        variants: which variants, in this order; those without records are shown as such. All there are by default.
+        variants: which variants, in this order; those without records are shown as such. All that have it by default.
         caption: what to see in it; says what is drawn by default.
 
     >>> bars("worst_group_accuracy").name
@@ -71,7 +71,7 @@ def curves(name: str, title: str = "", *, variants: Sequence[str] = (), caption:
     Args:
         name: name under which the runs logged it.
         title: heading; the curve's name in words by default.
-        variants: which variants, in this order; those without records are shown as such. All there are by default.
+        variants: which variants, in this order; those without records are shown as such. All that have it by default.
         caption: what to see in it; says what is drawn by default.
 
     >>> curves("flip_rate").name
@@ -86,13 +86,13 @@ def curves(name: str, title: str = "", *, variants: Sequence[str] = (), caption:
 
 def _draw_bars(metric: str, variants: tuple[str, ...], cell: Cell) -> plotly.graph_objects.Figure:
     go = require("plotly.graph_objects", "lab")
-    order = variants or tuple(cell.variants)
+    order = variants or tuple(v for v in cell.variants if _numbers(cell.values(metric, v)))
     figure = go.Figure()
     for row, variant in enumerate(order):
-        colour, _ = PALETTE[row % len(PALETTE)]
+        colour, symbol, _ = _look(variant, cell)
         values = _numbers(cell.values(metric, variant))
         if not values:
-            figure.add_annotation(x=0, y=row, xref="paper", xanchor="left", text=NOTHING, showarrow=False, opacity=0.7)
+            figure.add_annotation(x=0, y=row, xref="paper", xanchor="left", text=NOTHING, showarrow=False, xshift=6)
             continue
         mean, half = _student(list(values.values()))
         interval = "" if half is None else f" [{mean - half:.4g}, {mean + half:.4g}]"
@@ -121,7 +121,7 @@ def _draw_bars(metric: str, variants: tuple[str, ...], cell: Cell) -> plotly.gra
             x=list(values.values()),
             y=spread,
             mode="markers",
-            marker={"color": colour, "size": 6, "symbol": SYMBOLS[row % len(SYMBOLS)], "opacity": 0.85},
+            marker={"color": colour, "size": 6, "symbol": symbol, "opacity": 0.75},
             text=[f"<b>{plain(variant)}</b><br>seed {seed}: {value:.4g}" for seed, value in values.items()],
             hovertemplate="%{text}<extra></extra>",
             name=plain(variant),
@@ -130,7 +130,7 @@ def _draw_bars(metric: str, variants: tuple[str, ...], cell: Cell) -> plotly.gra
     figure.update_layout(_layout(), showlegend=False, height=92 + 54 * max(1, len(order)), bargap=0.3)
     figure.update_xaxes(title=plain(metric.replace("_", " ")))
     figure.update_yaxes(tickvals=list(range(len(order))), ticktext=labels, range=[len(order) - 0.5, -0.5])
-    figure.update_yaxes(showgrid=False, zeroline=False, ticks="")
+    figure.update_yaxes(showgrid=False, zeroline=False, ticklabelstandoff=6)
     if not figure.data:
         _say_nothing(figure)
     return figure
@@ -139,15 +139,15 @@ def _draw_bars(metric: str, variants: tuple[str, ...], cell: Cell) -> plotly.gra
 def _draw_curves(name: str, variants: tuple[str, ...], cell: Cell) -> plotly.graph_objects.Figure:
     go = require("plotly.graph_objects", "lab")
     figure = go.Figure()
-    for row, variant in enumerate(variants or tuple(cell.variants)):
-        colour, _ = PALETTE[row % len(PALETTE)]
+    for variant in variants or tuple(v for v in cell.variants if cell.curves(name, v)):
+        colour, symbol, dash = _look(variant, cell)
         label = plain(variant)
         runs = cell.curves(name, variant)
         steps, mean, spread, count = _band(runs)
         look = {
             "mode": "lines+markers",
-            "line": {"color": colour, "width": 2.2, "dash": DASHES[row % len(DASHES)]},
-            "marker": {"color": colour, "size": 7, "symbol": SYMBOLS[row % len(SYMBOLS)], "maxdisplayed": 14},
+            "line": {"color": colour, "width": 2.2, "dash": dash},
+            "marker": {"color": colour, "size": 7, "symbol": symbol, "maxdisplayed": 14},
             "legendgroup": variant,
         }
         if not steps:
@@ -185,6 +185,13 @@ def _draw_curves(name: str, variants: tuple[str, ...], cell: Cell) -> plotly.gra
     return figure
 
 
+def _look(variant: str, cell: Cell) -> tuple[str, str, str]:
+    """Colour, marker and dash of a variant: the same in all figures of a cell, whichever variants each one shows."""
+    there = cell.variants
+    place = there.index(variant) if variant in there else len(there)
+    return PALETTE[place % len(PALETTE)][0], SYMBOLS[place % len(SYMBOLS)], DASHES[place % len(DASHES)]
+
+
 def _numbers(values: Mapping[int, Any]) -> dict[int, float]:
     """The finite numbers by seed; a list counts with the mean of its units, text does not count."""
     found = {}
@@ -199,14 +206,13 @@ def _numbers(values: Mapping[int, Any]) -> dict[int, float]:
 
 def _student(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and half the width of its 95 % Student interval (None for a single value)."""
-    from scipy import stats
+    from mechanisms.lab.statistics import student_interval
 
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
         return mean, None
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    low, high = student_interval(values)
+    return mean, float(high - low) / 2
 
 
 def _band(runs: Mapping[int, Curve]) -> tuple[list[float], list[float], list[float], list[int]]:
@@ -235,7 +241,11 @@ def _band(runs: Mapping[int, Curve]) -> tuple[list[float], list[float], list[flo
 
 
 def _say_nothing(figure: plotly.graph_objects.Figure) -> None:
-    figure.update_layout(annotations=[])
+    """An empty figure says why, in place of axes without values."""
+    figure.layout.annotations = ()
+    figure.update_layout(height=120, showlegend=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
     figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=NOTHING, showarrow=False, font={"size": 15})
 
 

@@ -4,8 +4,8 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Generator
+from io import BufferedWriter
 from pathlib import Path
-from typing import BinaryIO
 
 SYSTEM_DATA = Path("/usr/share/datasets")  # where Debian's data set packages put their files
 
@@ -60,7 +60,7 @@ def data_folders(name: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, private: bool = False) -> Generator[BinaryIO]:
+def whole_file(path: Path, *, private: bool = False) -> Generator[BufferedWriter]:
     """A file to write to that takes its place at `path` when the block ends without an error, and vanishes otherwise.
 
     Args:

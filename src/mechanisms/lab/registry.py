@@ -47,7 +47,7 @@ def load_paper(slug: str) -> Paper:
 
 @cache
 def code_hash(paper_slug: str) -> str:
-    """Hash of the source of a paper's recipe, its parts and other sources, comments, docstrings and blank lines left out."""
+    """Hash of the source of a paper's recipe, parts and other sources, without comments, docstrings and blank lines."""
     point = next(p for p in importlib.metadata.entry_points(group=GROUP) if p.name == paper_slug)
     digest = hashlib.sha256()
     paper = load_paper(paper_slug)

@@ -9,8 +9,9 @@ import codecs
 import gzip
 import warnings
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mechanisms._base.extras import require
 
@@ -83,7 +84,7 @@ def read_table(path: str | Path, *, text: bool = False) -> pd.DataFrame:
         raise TableError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
-def write_table(frame: pd.DataFrame, file: BinaryIO, path: Path) -> None:
+def write_table(frame: pd.DataFrame, file: BufferedIOBase, path: Path) -> None:
     """Write a table to an open file in the format of a path's suffix; see `mechanisms.lab.folders.whole_file`.
 
     Args:
@@ -104,7 +105,7 @@ def write_table(frame: pd.DataFrame, file: BinaryIO, path: Path) -> None:
     """
     if _kind(path, WRITABLE) == "parquet":
         try:
-            frame.to_parquet(file, index=False)
+            frame.to_parquet(cast(Any, file), index=False)
         except (ValueError, TypeError, NotImplementedError, OverflowError) as error:
             raise TableError(f"{path}: Parquet cannot hold this table ({_first_line(error)}); write CSV") from None
         return
@@ -112,9 +113,9 @@ def write_table(frame: pd.DataFrame, file: BinaryIO, path: Path) -> None:
     if path.suffix.lower() == ".gz":
         # No time stamp: the same table gives the same bytes.
         with gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as packed:
-            frame.to_csv(cast(BinaryIO, packed), index=False, sep=separator)
+            frame.to_csv(cast(Any, packed), index=False, sep=separator)
     else:
-        frame.to_csv(file, index=False, sep=separator)
+        frame.to_csv(cast(Any, file), index=False, sep=separator)
 
 
 def check_writable(path: str | Path) -> None:
@@ -151,6 +152,15 @@ def check_folder(path: str | Path) -> None:
         raise TableError(f"{path} cannot be written: it is a folder")
     if not path.parent.is_dir():
         raise TableError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def is_text(path: str | Path) -> bool:
+    """Whether a path's suffix is one of the CSV kinds.
+
+    >>> is_text("cows.csv.gz"), is_text("cows.parquet")
+    (True, False)
+    """
+    return _kind(Path(path), READABLE) == "text"
 
 
 def _kind(path: Path, choices: str) -> str:

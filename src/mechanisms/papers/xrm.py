@@ -269,4 +269,5 @@ paper = Paper(
         *(f"mechanisms.papers._xrm.{name}" for name in ("shared", "groups", "over_time", "one_minute")),
         *(f"mechanisms.lab.data.{name}" for name in ("generated", "images", "files")),
     ),
+    commands={"discover": "mechanisms.papers._xrm.discover:discover"},
 )

@@ -186,7 +186,8 @@ def _train_alone(problem: Problem, setting: Setting, seed: int) -> Outcome:
     at = dict(curve)
     networks = (trainer.twins[0], trainer.twins[1])
     return Outcome(
-        setting, curve[-1][1], curve, train, held, tuple(Snapshot(step, at[step], some, others) for step, some, others in shots),
+        setting, curve[-1][1], curve, train, held,
+        tuple(Snapshot(step, at[step], some, others) for step, some, others in shots),
         _missing(problem, train, held), (~trainer.assignment).long().cpu(), lambda: networks,
     )  # fmt: skip
 

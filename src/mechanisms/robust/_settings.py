@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from mechanisms._base.seeds import numpy_generator
 from mechanisms.robust._stack import OptimizerName
 
+Range = float | int | tuple[float | int, float | int]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -53,9 +55,9 @@ class Search:
     ['sgd', 'sgd']
     """
 
-    lr: float | tuple[float, float] = (1e-4, 1e-2)
-    weight_decay: float | tuple[float, float] = (1e-6, 1e-3)
-    batch_size: int | tuple[int, int] = (32, 128)
+    lr: Range = (1e-4, 1e-2)
+    weight_decay: Range = (1e-6, 1e-3)
+    batch_size: Range = (32, 128)
     optimizer: OptimizerName = "sgd"
     momentum: float = 0.9
     trials: int = 10
@@ -73,7 +75,7 @@ class Search:
         generator = numpy_generator(seed, "search")
         exponents = generator.random((self.trials, 3))
 
-        def at(given: float | tuple[float, float], place: float) -> float:
+        def at(given: Range, place: float) -> float:
             return given[0] * (given[1] / given[0]) ** place if isinstance(given, Sequence) else given
 
         return [

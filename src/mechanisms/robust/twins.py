@@ -140,7 +140,9 @@ class TwinTrainer:
         if self._flips:
             source = held_out if self._held_out else held_in.detach()
             confidence, predicted = source.softmax(1).max(1)
-            chance = torch.rand(len(indices), generator=self._flip_generator, device=self.device)
+            chance = torch.rand(
+                len(indices), generator=self._flip_generator, device=self.device, dtype=confidence.dtype
+            )
             flip = chance < flip_probability(confidence, self.num_classes)
             self.working_labels[indices] = torch.where(flip, predicted, targets)
         return {"loss": loss.detach(), "flip_rate": self.flip_rate}

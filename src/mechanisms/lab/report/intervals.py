@@ -7,47 +7,39 @@ import re
 
 from markupsafe import Markup, escape
 
-from mechanisms.lab.claims import Outcome
-from mechanisms.lab.report.texts import number
+from mechanisms.lab.outcomes import Outcome, describe
 
 WIDTH, HEIGHT, EDGE = 168, 26, 6
 
-_NUMBER = r"[-−+]?\d+(?:\.\d+)?(?:[eE][-−+]?\d+)?"
-_BOUND = re.compile(rf"(>=|<=|≥|≤|>|<)\s*({_NUMBER})\s*$")
-_WITHIN = re.compile(rf"^.*\|.*\|\s*(?:<=|≤|<)\s*({_NUMBER})\s*$")
+_NUMBER = r"([-−+]?\d+(?:\.\d+)?(?:[eE][-−+]?\d+)?)"
+_BOUND = re.compile(rf"(>=|<=|≥|≤|>|<)\s*{_NUMBER}\s*$")
+_WITHIN = re.compile(rf"\|[^|]*?(?: - {_NUMBER})?\|\s*(?:<=|≤|<)\s*{_NUMBER}\s*$")
+_EXACT = re.compile(rf"=\s*{_NUMBER}\s*±\s*{_NUMBER}\s*$")
 
 
 def region(statement: str) -> tuple[float, float] | None:
     """Where the estimate of a check has to lie, read from the statement's last comparison; None when it has none.
 
-    >>> region("accuracy: xrm - oracle >= -0.03"), region("|xrm - oracle| <= 0.1"), region("it looks fine")
-    ((-0.03, inf), (-0.1, 0.1), None)
+    >>> region("accuracy: xrm - oracle >= -0.03"), region("accuracy: |xrm - oracle| <= 0.1")
+    ((-0.03, inf), (-0.1, 0.1))
+    >>> region("rate: |xrm - 0.5| <= 0.25"), region("gap: free = 1 ± 0.5"), region("it looks fine")
+    ((0.25, 0.75), (0.5, 1.5), None)
     """
-    if within := _WITHIN.search(statement):
-        size = float(within[1].replace("−", "-"))
-        return -size, size
-    if bound := _BOUND.search(statement):
-        value = float(bound[2].replace("−", "-"))
-        return (value, math.inf) if bound[1] in (">=", "≥", ">") else (-math.inf, value)
+    if found := _WITHIN.search(statement) or _EXACT.search(statement):
+        centre, size = (float((text or "0").replace("−", "-")) for text in found.groups())
+        return centre - size, centre + size
+    if found := _BOUND.search(statement):
+        value = float(found[2].replace("−", "-"))
+        return (-math.inf, value) if found[1] in ("<=", "≤", "<") else (value, math.inf)
     return None
 
 
-def measured(outcome: Outcome) -> str:
-    """The estimate and its interval as text, "" when there is none.
-
-    >>> measured(Outcome("holds", "a >= 0", estimate=0.5, interval=(0.25, 0.75)))
-    '0.500 [0.250, 0.750]'
-    """
-    if outcome.estimate is None:
-        return ""
-    text = number(float(outcome.estimate))
-    if outcome.interval is not None:
-        text += f" [{number(float(outcome.interval[0]))}, {number(float(outcome.interval[1]))}]"
-    return text
-
-
 def interval_plot(outcome: Outcome) -> Markup:
-    """The outcome as an inline SVG; empty when there is nothing finite to draw."""
+    """The outcome as an inline SVG; empty when there is nothing finite to draw.
+
+    >>> "at least -0.03" in interval_plot(Outcome("holds", "gap >= -0.03", 0.1, (0.0, 0.2), seeds=10)).replace("−", "-")
+    True
+    """
     if outcome.estimate is None or not math.isfinite(outcome.estimate):
         return Markup("")
     wanted = region(outcome.statement)
@@ -64,7 +56,7 @@ def interval_plot(outcome: Outcome) -> Markup:
 
     middle = HEIGHT / 2
     parts = []
-    label = f"estimate {measured(outcome)}"
+    label = describe(outcome)
     if wanted is not None:
         left, right = (place(edge) for edge in wanted)
         left, right = (0 if wanted[0] == -math.inf else left), (WIDTH if wanted[1] == math.inf else right)
@@ -75,7 +67,7 @@ def interval_plot(outcome: Outcome) -> Markup:
             if math.isfinite(edge)
         ]
         label += "; holds where " + " and ".join(
-            f"{side} {number(edge)}"
+            f"{side} {edge:g}"
             for side, edge in zip(("at least", "at most"), wanted, strict=True)
             if math.isfinite(edge)
         )

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mechanisms import __version__
 from mechanisms._base.extras import require
 from mechanisms.lab.figures import INK, PALETTE
+from mechanisms.lab.outcomes import describe
+from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.report import intervals, texts
 
 if TYPE_CHECKING:
@@ -35,12 +37,21 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (texts.number, texts.setting, texts.duration, texts.memory, texts.seed_ranges):
+    for function in (
+        texts.number,
+        texts.setting,
+        texts.duration,
+        texts.memory,
+        texts.seed_ranges,
+        texts.mean_and_deviation,
+    ):
         found.filters[function.__name__] = function
-    found.filters["measured"] = intervals.measured
+    found.filters["describe"] = describe
     found.filters["interval_plot"] = intervals.interval_plot
     found.globals["generator"] = safe(GENERATOR)
     found.globals["version"] = __version__
+    found.globals["assets"] = asset_tags()
+    found.globals["page_name"] = page_name
     found.globals["theme"] = data({"pairs": [INK, *PALETTE]})
     return found
 
@@ -49,6 +60,11 @@ def render(template: str, **values: Any) -> bytes:
     """A template filled in, as the bytes of a page."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return environment().get_template(template).render(built=now, **values).encode()
+
+
+def page_name(paper: Paper, experiment: Experiment | None = None) -> str:
+    """File name of a paper's or an experiment's page; slugs and names have no dots, so no two are alike."""
+    return f"{paper.slug}.{experiment.name}.html" if experiment else f"{paper.slug}.html"
 
 
 def safe(text: str) -> markupsafe.Markup:
@@ -93,7 +109,6 @@ def assets() -> dict[str, bytes]:
     }
 
 
-@cache
 def asset_tags() -> dict[str, str]:
     """Addresses of the assets below `assets/`, with a mark that changes with their content."""
     return {name: f"{name}?{hashlib.sha256(content).hexdigest()[:10]}" for name, content in assets().items()}

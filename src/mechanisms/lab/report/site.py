@@ -5,8 +5,8 @@
     papers/<slug>.<experiment>.html    an experiment: claims, metrics, figures, settings, versions, records
     assets/                            style, script, and plotly.js once
 
-Each file is put in place in one step, what others refer to first and the ledger last; pages that are no longer needed go
-at the end. A build that is interrupted leaves a site that opens, with some pages older than others.
+Each file is put in place in one step, what others refer to first and the ledger last; pages that are no longer needed
+go at the end. A build that is interrupted leaves a site that opens, with some pages older than others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mechanisms.lab import ledger
 from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.records import Record, write_atomic
 from mechanisms.lab.report import views
-from mechanisms.lab.report.rendering import GENERATOR, asset_tags, assets, render
+from mechanisms.lab.report.rendering import GENERATOR, assets, page_name, render
 
 VERDICTS = ("holds", "fails", "undecided", "not run")
 
@@ -52,26 +52,22 @@ def build_report(
         if not target.is_file() or target.read_bytes() != content:
             write_atomic(target, content)
     written = set()
+
+    def write(name: str, content: bytes) -> None:
+        write_atomic(folder / "papers" / name, content)
+        written.add(name)
+
     for paper in papers:
+        mine = [row for row in rows if row.slug == paper.slug]
         for experiment in paper.experiments:
-            content, found = _experiment_page(paper, experiment, records, rows, problems)
+            content, found = _experiment_page(paper, experiment, records, mine, problems)
             problems += found
-            written.add(write_atomic_page(folder / "papers" / page_name(paper, experiment), content))
-        content = render(
-            "paper.html",
-            root="../",
-            assets=asset_tags(),
-            paper=paper,
-            rows=_of(rows, paper.slug),
-            counts=_counts,
-            **_links,
-        )
-        written.add(write_atomic_page(folder / "papers" / page_name(paper), content))
+            write(page_name(paper, experiment), content)
+        write(page_name(paper), render("paper.html", root="../", paper=paper, rows=mine, verdicts=_counts(mine)))
     index = folder / "index.html"
     content = render(
         "index.html",
         root="",
-        assets=asset_tags(),
         papers=papers,
         titles={paper.slug: paper for paper in papers},
         rows=rows,
@@ -80,27 +76,12 @@ def build_report(
         runs=len(records),
         latest=max((record.started[:10] for record in records), default=""),
         problems=problems,
-        **_links,
     )
     write_atomic(index, content)
     for page in (folder / "papers").glob("*.html"):
-        if page not in written and GENERATOR.encode() in page.read_bytes()[:600]:
+        if page.name not in written and GENERATOR.encode() in page.read_bytes()[:600]:
             page.unlink()
     return index
-
-
-def write_atomic_page(path: Path, content: bytes) -> Path:
-    """Put a page in place in one step and name it."""
-    write_atomic(path, content)
-    return path
-
-
-def page_name(paper: Paper, experiment: Experiment | None = None) -> str:
-    """File name of a paper's or an experiment's page; slugs and names have no dots, so no two are alike."""
-    return f"{paper.slug}.{experiment.name}.html" if experiment else f"{paper.slug}.html"
-
-
-_links = {"page_name": page_name}
 
 
 def _experiment_page(
@@ -108,31 +89,19 @@ def _experiment_page(
 ) -> tuple[bytes, list[str]]:
     """The page and the problems that came up while drawing it."""
     own = [record for record in records if (record.slug, record.experiment) == (paper.slug, experiment.name)]
-    mine = [row for row in rows if (row.slug, row.experiment) == (paper.slug, experiment.name)]
+    mine = [row for row in rows if row.experiment == experiment.name]
     cells = views.cell_views(paper, experiment, own, mine)
     drawn = [f"{paper.slug}/{experiment.name} at {view.cell.scale}: {line}" for view in cells for line in view.problems]
-    about = [line for line in problems if f"{paper.slug}/{experiment.name}" in line]
-    missing = [row for row in mine if row.outcome.verdict == "not run" and not row.date and not _shown(row, cells)]
     content = render(
         "experiment.html",
         root="../",
-        assets=asset_tags(),
         paper=paper,
         experiment=experiment,
         cells=cells,
-        missing=missing,
-        problems=[*about, *drawn],
-        **_links,
+        missing=[row for row in mine if not any(row in view.rows for view in cells)],
+        problems=[*(line for line in problems if f"{paper.slug}/{experiment.name}" in line), *drawn],
     )
     return content, drawn
-
-
-def _shown(row: ledger.Row, cells: Sequence[views.CellView]) -> bool:
-    return any(row in view.rows for view in cells)
-
-
-def _of(rows: Sequence[ledger.Row], slug: str) -> list[ledger.Row]:
-    return [row for row in rows if row.slug == slug]
 
 
 def _counts(rows: Sequence[ledger.Row]) -> list[tuple[str, int]]:

@@ -23,7 +23,7 @@ class Table:
     Args:
         columns: heads of the columns.
         rows: one sequence of values a row, as many as there are columns; numbers are formatted, aligned and sorted as
-            numbers, None shows as a dash.
+            numbers, None and NaN show as a dash.
         caption: a line above it.
 
     >>> Table(["column", "auc"], [["age", 0.93], ["income", None]]).columns
@@ -80,7 +80,8 @@ def page(title: str, sections: Sequence[Section], path: str | Path, *, lead: str
         OSError: the file cannot be written.
 
     >>> import tempfile
-    >>> path = page("Environments", [Section("Counts", Table(["class", "rows"], [["cat", 12]]))], Path(tempfile.mkdtemp()) / "a.html")
+    >>> counts = Section("Counts", Table(["class", "rows"], [["cat", 12]]))
+    >>> path = page("Environments", [counts], Path(tempfile.mkdtemp()) / "environments.html")
     >>> "cat" in path.read_text()
     True
     """
@@ -88,7 +89,7 @@ def page(title: str, sections: Sequence[Section], path: str | Path, *, lead: str
     drawn = any(kind == "figure" for _, block in blocks for kind, _ in block)
     files = {name: content.decode() for name, content in assets().items()}
     scripts = [files["plotly.min.js"]] * drawn + [files["report.js"]]
-    # "</script" would end the element and "<!--" change how it is read, wherever they stand; an escaped "<" does neither.
+    # "</script" would end the element and "<!--" change how it is read; with an escaped "<" they do neither.
     scripts = [re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE) for script in scripts]
     path = Path(path)
     content = render(
@@ -147,8 +148,10 @@ def _cells(table: Table) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's and pandas's scalars as Python's own."""
-    return value.item() if hasattr(value, "item") else value
+    """NumPy's and pandas's scalars as Python's own; what pandas calls missing as None."""
+    value = value.item() if hasattr(value, "item") else value
+    missing = value != value or type(value).__name__ in ("NAType", "NaTType")
+    return None if missing else value
 
 
 def _is_number(value: Any) -> bool:

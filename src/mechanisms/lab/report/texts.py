@@ -33,14 +33,29 @@ def number(value: Any) -> str:
     return text.replace(",", " ").replace("-", "−")
 
 
+def mean_and_deviation(mean: float, deviation: float | None) -> tuple[str, str]:
+    """A mean and its standard deviation with the same decimals, as many as show two digits of the deviation.
+
+    >>> mean_and_deviation(0.85512, 0.0491), mean_and_deviation(12345.67, 0.342), mean_and_deviation(0.5, None)
+    (('0.855', '0.049'), ('12 345.67', '0.34'), ('0.500', ''))
+    """
+    if deviation is None:
+        return number(mean), ""
+    if not 1e-7 < deviation < 1e7:
+        return number(mean), number(deviation)
+    decimals = max(1 - math.floor(math.log10(deviation)), 0)
+    mean_text, deviation_text = (f"{value:,.{decimals}f}".replace(",", " ") for value in (mean, deviation))
+    return mean_text.replace("-", "−"), deviation_text
+
+
 def setting(value: Any) -> str:
     """A value of a configuration, as one would write it on the command line.
 
-    >>> setting(0.95), setting([64, 32]), setting("adam"), setting(None)
-    ('0.95', '[64, 32]', 'adam', 'null')
+    >>> setting(0.95), setting([64, 32]), setting("adam"), setting(""), setting(None)
+    ('0.95', '[64, 32]', 'adam', '""', 'null')
     """
     if isinstance(value, str):
-        return value
+        return value or '""'
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -52,7 +67,7 @@ def setting(value: Any) -> str:
     return str(value)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds as people say them.
 
     >>> duration(0.42), duration(75), duration(7300)
@@ -60,11 +75,11 @@ def duration(seconds: float) -> str:
     """
     if seconds < 10:
         return f"{seconds:.2g} s" if seconds else "0 s"
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
+    if seconds < 3599.5:
+        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
+    minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -123,7 +123,7 @@ def unclaimed(papers: Sequence[Paper], records: Iterable[Record]) -> list[str]:
     known = {(paper.slug, e.name, scale) for paper in papers for e in paper.experiments for scale in e.scales}
     counts = Counter((record.slug, record.experiment, record.scale) for record in records)
     return [
-        f"{slug}/{experiment} at {scale}: {count} records, but no installed paper has such an experiment; they are not shown"
+        f"{slug}/{experiment} at {scale}: {count} records are not shown, because no installed paper has that experiment"
         for (slug, experiment, scale), count in sorted(counts.items())
         if (slug, experiment, scale) not in known
     ]

@@ -1,4 +1,4 @@
-"""What finds the groups, and for how long: environments over the steps of training, with and without each ingredient."""
+"""What finds the groups, and for how long: environments over training, with and without each ingredient."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_over_time(settings: OverTime, variant: str, bench: Bench) -> dict[str, A
 
     splits = load("waterbirds-like", "", bench, settings.spurious)
     minority, held_minority = (torch.as_tensor(p.attribute != p.y) for p in (splits.train, splits.validation))
-    over_time, held_over_time = annotations(settings, variant, bench, splits)
+    over_time, held_over_time = annotate(settings, variant, bench, splits)
     metrics: dict[str, Any] = {}
     scores = {}
     for step, environments in over_time.items():
@@ -58,7 +58,7 @@ def run_over_time(settings: OverTime, variant: str, bench: Bench) -> dict[str, A
     return metrics
 
 
-def annotations(
+def annotate(
     settings: OverTime, variant: str, bench: Bench, splits: Splits
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Environments by step, of the training and (where the method has them) the validation examples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, NotHere
@@ -40,7 +41,7 @@ def model_factory(features: int, hidden: tuple[int, ...], classes: int) -> Calla
 
     def make() -> nn.Module:
         layers: list[nn.Module] = []
-        for width, following in zip(sizes, sizes[1:], strict=False):
+        for width, following in pairwise(sizes):
             layer = nn.Linear(width, following)
             nn.init.zeros_(layer.bias)
             nn.init.xavier_uniform_(layer.weight) if hidden else nn.init.zeros_(layer.weight)
