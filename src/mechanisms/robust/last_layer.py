@@ -84,6 +84,11 @@ class AFRFit:
         step: the chosen checkpoint's step.
         settings: (gamma, penalty) of each column of the curves.
         worst_group_accuracy: on validation, (checkpoints, settings).
+
+    >>> x, y = torch.eye(2).repeat(20, 1), torch.arange(40) % 2
+    >>> fit = afr(x, y, x, y, y, make_model=lambda: nn.Linear(2, 2), steps=9, gammas=[4.0], penalties=[0.0, 0.1])
+    >>> fit.settings
+    ((4.0, 0.0), (4.0, 0.1))
     """
 
     model: nn.Module
