@@ -384,6 +384,17 @@ def test_permuting_the_classes_leaves_the_environments_unchanged() -> None:
 
 
 @quiet
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_given_data_are_left_as_they_were(dtype: torch.dtype) -> None:
+    x, y, _ = shortcut(100)
+    x = x.to(dtype)
+    before, labels = x.clone(), y.clone()
+    discover_environments(x, y, validation=(x, y), steps=20, search=2, random_state=0, device="cpu")
+    assert torch.equal(x, before)
+    assert torch.equal(y, labels)
+
+
+@quiet
 def test_labels_of_any_dtype_and_inputs_of_any_kind_give_the_same_environments() -> None:
     pandas = pytest.importorskip("pandas")
     x, y, _ = shortcut(200)

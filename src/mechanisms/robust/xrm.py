@@ -217,7 +217,7 @@ def _statistics(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     # Block by block and on the CPU: large features may not fit a second time, and not every device knows doubles.
     blocks = list(zip(inputs.split(8192), share.split(8192), strict=True))
     mean = torch.stack([weight @ block.cpu().double() for block, weight in blocks]).sum(0)
-    square = torch.stack([weight @ block.cpu().double().sub_(mean).square_() for block, weight in blocks]).sum(0)
+    square = torch.stack([weight @ (block.cpu().double() - mean).square_() for block, weight in blocks]).sum(0)
     scale = square.sqrt()
     scale[scale <= 1e-7 * mean.abs()] = 1
     return mean.to(inputs.dtype), scale.to(inputs.dtype)
