@@ -111,7 +111,7 @@ def gaussian_blobs(seed: int, n: int = 500, *, classes: int = 3, dim: int = 2, s
     """
     from sklearn.datasets import make_blobs
 
-    x, y = make_blobs(
+    x, y, *_ = make_blobs(
         n, n_features=dim, centers=classes, cluster_std=spread, random_state=stream_seed(seed, "data") % 2**32
     )
     return Split(np.asarray(x, np.float32), np.asarray(y, np.int64))
