@@ -19,12 +19,23 @@ from mechanisms.lab.session import Request, execute, ledger
 
 ROOT = Path(__file__).parents[1]
 OWN = [name for name in paper_names() if (ROOT / f"src/mechanisms/papers/{name.replace('-', '_')}.py").exists()]
-TOPICS = ("dynamics", "recurrent", "equilibrium", "sequences", "robust", "memory", "causal", "planning", "worlds", "symbolic")
+TOPICS = (
+    "dynamics",
+    "recurrent",
+    "equilibrium",
+    "sequences",
+    "robust",
+    "memory",
+    "causal",
+    "planning",
+    "worlds",
+    "symbolic",
+)
 
 
 def modules() -> list[str]:
     found = pkgutil.walk_packages(mechanisms.__path__, "mechanisms.")
-    return sorted(module.name for module in found if not module.name.split(".")[-1].startswith("__"))
+    return sorted(module.name for module in found if not module.name.split(".")[-1].startswith("_"))
 
 
 @pytest.mark.parametrize("slug", OWN)

@@ -33,7 +33,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
+# Tables that go to a file or a pipe are wide; a terminal has its own width.
+WIDE = None if sys.stdout.isatty() else 160
+out = Console(width=WIDE)
 err = Console(stderr=True)
 
 MARKS = {"holds": "[green]✔ holds[/]", "fails": "[red]✘ fails[/]", "undecided": "[yellow]? undecided[/]"}
@@ -130,15 +132,15 @@ def show(slug: str) -> None:
     from mechanisms.lab.configuration import as_dict
 
     (paper,) = _papers([slug])
-    where = ", ".join(part for part in (paper.venue or str(paper.year), f"arXiv {paper.arxiv}" * bool(paper.arxiv)) if part)
+    where = ", ".join(
+        part for part in (paper.venue or str(paper.year), f"arXiv {paper.arxiv}" * bool(paper.arxiv)) if part
+    )
     out.print(f"[bold]{_plain(paper.title)}[/]\n{_plain(paper.authors)}. {where}\n{_plain(paper.summary)}")
     out.print(f"parts: {', '.join(paper.parts)}", highlight=False)
     for experiment in paper.experiments:
         out.print(f"\n[bold cyan]{experiment.name}[/]  {_plain(experiment.description)}")
         out.print(f"variants: {', '.join(experiment.variants)}", highlight=False)
-        out.print(
-            f"seeds {experiment.first_seed} to {experiment.first_seed + experiment.seeds - 1}", highlight=False
-        )
+        out.print(f"seeds {experiment.first_seed} to {experiment.first_seed + experiment.seeds - 1}", highlight=False)
         for claim in experiment.claims:
             published = f" [dim](published: {_plain(claim.published)})[/]" if claim.published else ""
             out.print(f"  • {_plain(claim.text)}{published}", highlight=False)
@@ -164,7 +166,7 @@ def run(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... ; auto takes an accelerator when there is one.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
-    logger: Annotated[str | None, typer.Option(help="csv, tensorboard, mlflow or wandb, beside the records.")] = None,
+    logger: Annotated[str, typer.Option(help="csv, tensorboard, mlflow, wandb or none, beside the records.")] = "csv",
     results: Annotated[Path | None, typer.Option(help="Folder of the records (default: results).")] = None,
     rerun: Annotated[bool, typer.Option("--rerun", help="Replace records that older code made.")] = False,
     until_decided: Annotated[
@@ -207,17 +209,22 @@ def run(
     except ValueError as error:
         _refuse(error)
     except OSError as error:
-        _refuse(f"{results or results_folder()}: records cannot be written ({error.strerror or error}); the earlier ones are intact")
+        folder = results or results_folder()
+        _refuse(f"{folder}: records cannot be written ({error.strerror or error}); earlier ones are intact")
     for reason, missing in summary.missing.items():
         err.print(f"[yellow]not run[/] ({len(missing)} runs): {_plain(reason)}", highlight=False, soft_wrap=True)
-    for name, reason in summary.failed:
+    for name, reason in summary.failed[:5]:
         err.print(f"[red]failed[/] {name}: {_plain(reason)}", highlight=False, soft_wrap=True)
+    if len(summary.failed) > 5:
+        err.print(f"[red]failed[/] and {len(summary.failed) - 5} more")
     out.print(f"{summary.done} runs done, {summary.there} were there, {summary.seconds:.1f} s", highlight=False)
     if summary.interrupted:
         err.print("interrupted: finished runs are kept; the same command goes on from here")
         sys.exit(130)
     chosen = {(paper.slug, experiment.name) for paper, experiments in work for experiment in experiments}
-    found = [row for row in _ledger(papers, [request.results]) if (row.slug, row.experiment) in chosen and row.scale == scale]
+    found = [
+        row for row in _ledger(papers, [request.results]) if (row.slug, row.experiment) in chosen and row.scale == scale
+    ]
     if found:
         out.print(_table(found))
     if summary.failed:

@@ -90,11 +90,17 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(toy: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_a_broken_third_party_paper_does_not_take_the_others_down(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_third_party_paper_does_not_take_the_others_down(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = tmp_path / "broken-site"
     (site / "broken_paper-1.dist-info").mkdir(parents=True)
-    (site / "broken_paper-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-paper\nVersion: 1\n")
-    (site / "broken_paper-1.dist-info" / "entry_points.txt").write_text("[mechanisms.papers]\nbad = no_such_module:paper\n")
+    (site / "broken_paper-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: broken-paper\nVersion: 1\n"
+    )
+    (site / "broken_paper-1.dist-info" / "entry_points.txt").write_text(
+        "[mechanisms.papers]\nbad = no_such_module:paper\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
     done = mech("show", "xrm")
     assert done.returncode == 0

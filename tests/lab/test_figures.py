@@ -27,9 +27,9 @@ def test_bars_show_mean_student_interval_and_every_seed() -> None:
     values = [0.8, 0.9, 0.85, 0.95]
     drawn = figures.bars("accuracy").draw(cell(*(record("xrm", 10 + i, {"accuracy": v}) for i, v in enumerate(values))))
     (bar,), (points,) = traces(drawn, "bar"), traces(drawn, "scatter")
-    low, high = student_interval([values])
+    low, high = student_interval(values)
     assert bar.x[0] == pytest.approx(0.875)
-    assert bar.error_x.array[0] == pytest.approx((high[0] - low[0]) / 2)
+    assert bar.error_x.array[0] == pytest.approx(float(high - low) / 2)
     assert list(points.x) == values
     assert "mean 0.875" in bar.text[0]
     assert "4 seeds" in bar.text[0]
@@ -67,6 +67,15 @@ def test_missing_variants_are_said_and_keep_their_place() -> None:
 @pytest.mark.parametrize("records", [(), (record("x", 10),), (record("x", 10, {"a": "text"}),)])
 def test_figures_without_numbers_say_so(figure, records) -> None:
     assert texts(figure.draw(cell(*records))) == ["no records yet"]
+
+
+def test_only_variants_that_have_the_metric_are_drawn_unless_others_are_asked_for() -> None:
+    members = [
+        record("erm", 10, {"accuracy": 0.4}, {"accuracy": Curve([0, 1], [1, 2])}),
+        record("xrm", 10, {"accuracy": 0.5, "recall": 0.9}, {"flip_rate": Curve([0, 1], [1, 2])}),
+    ]
+    assert list(figures.bars("recall").draw(cell(*members)).layout.yaxis.ticktext) == ["xrm"]
+    assert [trace.name for trace in figures.curves("flip_rate").draw(cell(*members)).data] == ["xrm"]
 
 
 def test_curves_show_mean_and_band_over_seeds() -> None:

@@ -138,7 +138,9 @@ except OSError as error:
 
 
 def test_tables_answer_sql_over_runs_metrics_units_text_and_curves(tmp_path: Path) -> None:
-    record = make(0, metrics={"error": 0.5, "near": [True, False], "tag": "a"}, curves={"loss": Curve([0, 1], [3, None])})
+    record = make(
+        0, metrics={"error": 0.5, "near": [True, False], "tag": "a"}, curves={"loss": Curve([0, 1], [3, None])}
+    )
     connection = tables([record, make(1)])
     assert connection.execute("select count(*) from runs").fetchone() == (2,)
     assert connection.execute("select avg(value) from metrics where metric = 'near'").fetchone() == (0.5,)

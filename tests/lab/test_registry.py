@@ -20,7 +20,10 @@ def test_an_unknown_paper_is_told_with_those_there_are() -> None:
 
 def test_the_code_hash_forgets_comments_docstrings_and_blank_lines_only() -> None:
     plain = "def f(x):\n    return x + 1\n\nname = '# no comment'\n"
-    dressed = '"""Says what."""\n\n\ndef f(x):\n    """Add."""\n    # why\n    return x + 1  # so\n\n\nname = \'# no comment\'\n'
+    dressed = (
+        '"""Says what."""\n\n\ndef f(x):\n    """Add."""\n    # why\n    return x + 1  # so\n'
+        "\n\nname = '# no comment'\n"
+    )
     assert registry._bare_source(plain) == registry._bare_source(dressed)
     assert registry._bare_source(plain) != registry._bare_source(plain.replace("+ 1", "+ 2"))
 

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 
 from mechanisms.lab import ledger
-from mechanisms.lab.claims import Outcome
+from mechanisms.lab.claims import Claim, Outcome
 from mechanisms.lab.report import Section, Table, build_report, page, rendering, site
 from mechanisms.lab.report.intervals import interval_plot, region
 from tests.lab import report_examples as examples
@@ -174,6 +174,21 @@ def test_records_of_no_installed_paper_are_named(tmp_path: Path) -> None:
     lost = dataclasses.replace(examples.records()[0], slug="gone")
     text = build_report([examples.XRM], [lost], tmp_path).read_text()
     assert "gone/waterbirds-like at laptop: 1 records are not shown" in text
+
+
+def test_what_was_not_run_says_why_and_is_not_marked(tmp_path: Path) -> None:
+    why = Outcome("not run", "accuracy: xrm >= 0.5", marks=("no records of xrm",), provisional=True)
+    claim = Claim("It works", examples.Given(why))
+    paper = dataclasses.replace(examples.XRM, experiments=(dataclasses.replace(examples.DIGITS, claims=(claim,)),))
+    text = build_report([paper], examples.records()[-3:-1], tmp_path).read_text()
+    assert '<span class="none">no records of xrm</span>' in text
+    assert 'class="marks"' not in text
+
+
+def test_a_year_is_cited_once(built: Path, tmp_path: Path) -> None:
+    assert "ICML, 2024" in (built / "papers" / "xrm.html").read_text()
+    build_report([dataclasses.replace(examples.XRM, venue="ICML 2024")], [], tmp_path)
+    assert "ICML 2024, arXiv" in (tmp_path / "papers" / "xrm.html").read_text()
 
 
 def test_a_report_without_papers_or_records_still_opens(tmp_path: Path) -> None:

@@ -91,6 +91,9 @@ def test_from_the_ledger_to_an_experiment_to_a_value_in_a_plot(index: Path, tab)
     said = plot.locator(".hoverlayer").text_content()
     assert "erm" in said
     assert "seed 10: 0." in said
+    buttons = plot.locator(".modebar-btn").evaluate_all("all => all.map(button => button.dataset.title)")
+    assert "Zoom" in buttons
+    assert not [title for title in buttons if "Share" in title or "loud" in title]  # nothing offers to upload data
     curve = one.page.locator("figure.plot").nth(1).locator(".nsewdrag").first
     curve.scroll_into_view_if_needed()
     box = curve.bounding_box()

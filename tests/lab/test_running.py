@@ -32,7 +32,9 @@ def test_a_run_leaves_one_complete_record_each(toy: Path) -> None:
     assert list(toy.rglob("*.part")) == []
 
 
-def test_finished_runs_are_skipped_and_older_code_is_rerun_when_asked(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_runs_are_skipped_and_older_code_is_rerun_when_asked(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execute(request(toy), Silent())
     assert execute(request(toy), Silent()).there == 2
     monkeypatch.setattr(running, "code_hash", lambda slug: "newer")
@@ -50,7 +52,9 @@ def test_the_shared_stage_is_computed_once_per_seed(toy: Path) -> None:
 def test_worker_processes_and_this_process_give_the_same_bits(toy: Path, tmp_path: Path) -> None:
     execute(request(toy, seeds=4), Silent())
     execute(request(tmp_path / "other", seeds=4, jobs=2), Silent())
-    one, two = ({(r.variant, r.seed): (r.metrics, r.curves) for r in read_records([f])[0]} for f in (toy, tmp_path / "other"))
+    one, two = (
+        {(r.variant, r.seed): (r.metrics, r.curves) for r in read_records([f])[0]} for f in (toy, tmp_path / "other")
+    )
     assert one == two
 
 
@@ -118,8 +122,16 @@ def test_a_bad_request_is_refused_before_anything_runs(toy: Path, options: dict,
     assert not list(toy.rglob("*.json"))
 
 
-def test_the_csv_logger_gets_what_the_record_gets(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    execute(request(toy, logger="csv", variants=["fast"]), Silent())
-    (file,) = (tmp_path / "logs").rglob("metrics.csv")
-    assert len(file.read_text().splitlines()) == 4
+@pytest.mark.parametrize(("logger", "pattern"), [("csv", "metrics.csv"), ("tensorboard", "events.*")])
+def test_the_chosen_logger_gets_what_the_record_gets(toy: Path, logger: str, pattern: str) -> None:
+    execute(request(toy, logger=logger, variants=["fast"]), Silent())
+    (file,) = (toy / ".logs").rglob(pattern)
+    if logger == "csv":
+        assert set(file.read_text().splitlines()[0].split(",")) == {"step", "loss"}
+        assert len(file.read_text().splitlines()) == 4
+    assert file.stat().st_size > 0
+
+
+def test_without_a_logger_there_are_only_records(toy: Path) -> None:
+    execute(request(toy, logger="none", variants=["fast"]), Silent())
+    assert not (toy / ".logs").exists()

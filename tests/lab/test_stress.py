@@ -90,8 +90,17 @@ def test_ctrl_c_keeps_finished_runs_and_says_so(toy: Path, jobs: int) -> None:
 def test_a_full_disk_is_one_clear_line_and_earlier_records_are_intact(toy: Path) -> None:
     assert mech(*WORDS, "--results", toy, "--seeds", 1).returncode == 0
     before = found(toy)
-    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); from mechanisms.cli import main; main()"
-    command = [sys.executable, "-c", limit, *WORDS, "--results", str(toy), "--seeds", "2"]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))"
+    command = [
+        sys.executable,
+        "-c",
+        f"{limit}; from mechanisms.cli import main; main()",
+        *WORDS,
+        "--results",
+        str(toy),
+        "--seeds",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
@@ -108,12 +117,23 @@ def test_a_folder_without_write_permission_is_one_clear_line(toy: Path) -> None:
     reachable(home)
     for path in [toy, *toy.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    drop = "import os; os.getuid() == 0 and (os.setgid(65534), os.setuid(65534)); from mechanisms.cli import main; main()"
+    drop = (
+        "import os; os.getuid() == 0 and (os.setgid(65534), os.setuid(65534)); from mechanisms.cli import main; main()"
+    )
     cache = home / "nobody"
     cache.mkdir()
     cache.chmod(0o777)
     environment = os.environ | {"MECHANISMS_CACHE": str(cache / "cache"), "HOME": str(cache)}
-    command = [sys.executable, "-c", drop, *WORDS, "--results", str(toy), "--seeds", "2"]
+    command = [
+        sys.executable,
+        "-c",
+        f"{drop}; from mechanisms.cli import main; main()",
+        *WORDS,
+        "--results",
+        str(toy),
+        "--seeds",
+        "2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
     for path in [toy, *toy.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)

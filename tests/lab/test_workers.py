@@ -52,9 +52,7 @@ def test_processes_under_torchrun_train_one_run_together(toy: Path) -> None:
     words = ["mechanisms.cli", "run", "toy", "joint", "--device", "cpu", "--results", str(toy), "--scale", "laptop"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words += ["--seeds", "1", "steps=200"]
-    done = subprocess.run(
-        command + words, capture_output=True, text=True, check=False, timeout=200, env=environment
-    )
+    done = subprocess.run(command + words, capture_output=True, text=True, check=False, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr
     ((_, found),) = metrics(toy).items()
     assert found["processes"] == 2

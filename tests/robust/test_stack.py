@@ -154,8 +154,13 @@ def test_an_epoch_meets_no_row_twice(rows: int, sizes: list[int]) -> None:
 
 
 def test_a_batch_as_large_as_the_data_is_the_data_in_order() -> None:
-    batches = SharedBatches(5, [9, 2], torch.Generator())
+    batches = SharedBatches(5, [9, 5], torch.Generator())
     assert batches.draw().tolist() == batches.draw().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_small_batch_size_beside_full_batches_meets_all_rows() -> None:
+    batches = SharedBatches(5, [9, 2], torch.Generator().manual_seed(0))
+    assert {row for _ in range(50) for row in batches.draw()[:2].tolist()} == {0, 1, 2, 3, 4}
 
 
 def test_dropout_differs_between_the_models_of_a_stack() -> None:

@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 import torch
 
-RandomState = int | np.random.Generator | np.random.RandomState | torch.Generator | None
+RandomState = int | np.integer | np.random.Generator | np.random.RandomState | torch.Generator | None
 
 
 def stream_seed(seed: int, name: str) -> int:

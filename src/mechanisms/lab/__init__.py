@@ -44,7 +44,7 @@ _HOMES = {
     "share_at_least": "claims",
     "tables": "records",
 }
-__all__ = list(_HOMES)
+__all__ = list(_HOMES)  # pyrefly: ignore
 
 
 def __getattr__(name: str) -> Any:

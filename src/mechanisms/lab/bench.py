@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 from mechanisms.lab import stages
 from mechanisms.lab.configuration import as_dict, dict_hash
@@ -89,7 +89,7 @@ class Bench:
             self._fabric = make_fabric(self.device, self._logger)
         return self._fabric
 
-    def progress(self, step: int, total: int | None = None, **numbers: float) -> None:
+    def progress(self, step: int, total: int | None = None, **numbers: SupportsFloat) -> None:
         """Show how far the run is; `numbers` (a loss, say) stand beside the bar. Cheap: call it every step.
 
         Numbers are read only when something is drawn, so tensors may be passed without a device synchronisation.
@@ -101,14 +101,19 @@ class Bench:
             self._reported = now
             self._report(step, total, {name: float(value) for name, value in numbers.items()})
 
-    def log(self, step: float, **values: float) -> None:
+    def log(self, step: SupportsFloat, **values: SupportsFloat) -> None:
         """Add a point to the run's curves; they go into the record and to the logger the user chose."""
         for name, value in values.items():
             steps, points = self.curves.setdefault(name, ([], []))
             steps.append(float(step))
             points.append(float(value))
         if self._logger is not None:
-            self._logger.log_metrics({name: float(value) for name, value in values.items()}, step=int(step))
+            self._logger.log_metrics({name: float(value) for name, value in values.items()}, step=int(float(step)))
+
+    def close(self) -> None:
+        """Let the logger write what it still holds."""
+        if self._logger is not None:
+            self._logger.finalize("success")
 
     def note(self, text: str) -> None:
         """Keep a remark in the record, once."""
@@ -153,7 +158,7 @@ class Bench:
         return value
 
     @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Generator[None]:
         """Keep the seconds of a block under a name among the record's stages."""
         started = time.perf_counter()
         yield

@@ -13,6 +13,7 @@ from mechanisms.lab.outcomes import Outcome, Verdict, join_verdicts
 from mechanisms.lab.readings import Missing, Reads, numbers, seed_list, units_of, widen
 from mechanisms.lab.records import Cell
 from mechanisms.lab.statistics import (
+    Number,
     bounded_interval,
     clopper_pearson,
     satisfies,
@@ -22,8 +23,6 @@ from mechanisms.lab.statistics import (
     zero_variance,
 )
 
-Number = int | float
-
 ERROR = 0.05  # of each claim, two-sided
 ENOUGH_SEEDS = 10  # with fewer, a random claim is provisional
 STAGES = (10, 20, 40, 80)  # seeds at which `--until-decided` looks, with the error split over the four looks
@@ -31,7 +30,11 @@ STAGES = (10, 20, 40, 80)  # seeds at which `--until-decided` looks, with the er
 
 @runtime_checkable
 class Check(Protocol):
-    """What can decide a claim."""
+    """What can decide a claim.
+
+    >>> isinstance(ExactCheck("gradient_error", "eqprop", 0.0, 1e-6), Check)
+    True
+    """
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -86,7 +89,7 @@ class MeanCheck:
         subject = " - ".join(self.variants)
         if math.isfinite(self.smallest) and math.isfinite(self.largest):
             distance = (self.largest - self.smallest) / 2
-            centre = "" if isinstance(self.than, str) else f" - {self.than:g}"
+            centre = "" if isinstance(self.than, str) else f" {'-' if self.than >= 0 else '+'} {abs(self.than):g}"
             return f"{self.metric}: |{subject}{centre}| <= {distance:g}"
         sign, end = (">", self.smallest) if math.isfinite(self.smallest) else ("<", self.largest)
         return f"{self.metric}: {subject} {sign}{'' if self.strict else '='} {end:g}"

@@ -10,7 +10,7 @@ otherwise. Exact claims rest on a tolerance. `docs/guides/verdicts.md` shows how
 ...            for variant, values in accuracy.items() for seed, value in enumerate(values)]
 >>> outcome = at_least("accuracy", "xrm", "oracle", margin=-0.03).evaluate(Cell("xrm", "digits", "laptop", {}, records))
 >>> print(verdict_label(outcome), "|", outcome.statement, "|", describe(outcome))
-holds (provisional) | accuracy: xrm - oracle >= -0.03 | −0.005 [−0.014, 0.004], 4 seeds
+holds (provisional) | accuracy: xrm - oracle >= -0.03 | −0.0050 [−0.0142, 0.0042], 4 seeds
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechanisms.lab.checks import STAGES as STAGES
-from mechanisms.lab.checks import AllOf, ExactCheck, MeanCheck, Number, ShareCheck
+from mechanisms.lab.checks import AllOf, ExactCheck, MeanCheck, ShareCheck
 from mechanisms.lab.checks import Check as Check
 from mechanisms.lab.outcomes import Outcome as Outcome
 from mechanisms.lab.outcomes import Verdict as Verdict
 from mechanisms.lab.outcomes import describe as describe
 from mechanisms.lab.outcomes import verdict_label as verdict_label
+from mechanisms.lab.statistics import Number
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,13 @@ def predicate(
         share: the share of seeds that is claimed, between 0 and 1.
 
     Raises:
-        ValueError: a share outside [0, 1], or no variants.
+        ValueError: a share outside [0, 1], or variants that are not a tuple of at least one name.
 
     >>> predicate(lambda seed: seed["xrm"]["f1"] > seed["erm"]["f1"], ("xrm", "erm"), "flips help").statement
     'flips help, in a share of seeds >= 0.5'
     """
+    if isinstance(variants, str):
+        raise ValueError(f"{text}: variants is {variants!r}, expected a tuple of names; write ({variants!r},)")
     return ShareCheck(f"{text}, in a share of seeds >= {share:g}", tuple(variants), share, function=function)
 
 

@@ -29,7 +29,7 @@ def config(cls: type[T]) -> type[T]:
     >>> Config(epochs="7").epochs
     7
     """
-    return pydantic.dataclasses.dataclass(cls, frozen=True, config=ConfigDict(extra="forbid"))
+    return pydantic.dataclasses.dataclass(cls, frozen=True, config=ConfigDict(extra="forbid"))  # pyrefly: ignore
 
 
 def as_dict(settings: Any) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def _devices() -> list[Finding]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = [Finding("device", "cpu", True, f"{cores} cores, Python {platform.python_version()}, torch {torch.__version__}")]
+    found = [
+        Finding("device", "cpu", True, f"{cores} cores, Python {platform.python_version()}, torch {torch.__version__}")
+    ]
     for index in range(torch.accelerator.device_count()):
         kind = torch.accelerator.current_accelerator()
         name = torch.cuda.get_device_name(index) if torch.cuda.is_available() else str(kind)
@@ -77,5 +79,10 @@ def _folders() -> list[Finding]:
     size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) / 2**20
     return [
         Finding("folder", "cache", os.access(cache, os.W_OK), f"{cache}: {size:.1f} MiB used, {free:.1f} GiB free"),
-        Finding("folder", "results", results.is_dir(), f"{results.resolve()}" + ("" if results.is_dir() else " (made by mech run)")),
+        Finding(
+            "folder",
+            "results",
+            results.is_dir(),
+            f"{results.resolve()}" + ("" if results.is_dir() else " (made by mech run)"),
+        ),
     ]

@@ -52,7 +52,7 @@ def bars(metric: str, title: str = "", *, variants: Sequence[str] = (), caption:
     Args:
         metric: name of the metric; lists (one number per unit) count with their mean.
         title: heading; the metric's name in words by default.
-        variants: which variants, in this order; those without records are shown as such. All there are by default.
+        variants: which variants, in this order; those without records are shown as such. All that have it by default.
         caption: what to see in it; says what is drawn by default.
 
     >>> bars("worst_group_accuracy").name
@@ -71,7 +71,7 @@ def curves(name: str, title: str = "", *, variants: Sequence[str] = (), caption:
     Args:
         name: name under which the runs logged it.
         title: heading; the curve's name in words by default.
-        variants: which variants, in this order; those without records are shown as such. All there are by default.
+        variants: which variants, in this order; those without records are shown as such. All that have it by default.
         caption: what to see in it; says what is drawn by default.
 
     >>> curves("flip_rate").name
@@ -86,7 +86,7 @@ def curves(name: str, title: str = "", *, variants: Sequence[str] = (), caption:
 
 def _draw_bars(metric: str, variants: tuple[str, ...], cell: Cell) -> plotly.graph_objects.Figure:
     go = require("plotly.graph_objects", "lab")
-    order = variants or tuple(cell.variants)
+    order = variants or tuple(v for v in cell.variants if _numbers(cell.values(metric, v)))
     figure = go.Figure()
     for row, variant in enumerate(order):
         colour, symbol, _ = _look(variant, cell)
@@ -139,7 +139,7 @@ def _draw_bars(metric: str, variants: tuple[str, ...], cell: Cell) -> plotly.gra
 def _draw_curves(name: str, variants: tuple[str, ...], cell: Cell) -> plotly.graph_objects.Figure:
     go = require("plotly.graph_objects", "lab")
     figure = go.Figure()
-    for variant in variants or tuple(cell.variants):
+    for variant in variants or tuple(v for v in cell.variants if cell.curves(name, v)):
         colour, symbol, dash = _look(variant, cell)
         label = plain(variant)
         runs = cell.curves(name, variant)
@@ -211,8 +211,8 @@ def _student(values: Sequence[float]) -> tuple[float, float | None]:
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None
-    low, high = student_interval([values])
-    return mean, float(high[0] - low[0]) / 2
+    low, high = student_interval(values)
+    return mean, float(high - low) / 2
 
 
 def _band(runs: Mapping[int, Curve]) -> tuple[list[float], list[float], list[float], list[int]]:
@@ -241,7 +241,11 @@ def _band(runs: Mapping[int, Curve]) -> tuple[list[float], list[float], list[flo
 
 
 def _say_nothing(figure: plotly.graph_objects.Figure) -> None:
+    """An empty figure says why, in place of axes without values."""
     figure.layout.annotations = ()
+    figure.update_layout(height=120, showlegend=False)
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
     figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=NOTHING, showarrow=False, font={"size": 15})
 
 

@@ -52,7 +52,9 @@ def rows(papers: Iterable[Paper], records: Sequence[Record]) -> list[Row]:
         for experiment in paper.experiments:
             there = by_experiment.get((paper.slug, experiment.name), [])
             for cell in _with_missing(paper, experiment, there):
-                found += [_row(paper, experiment, cell, claim) for claim in experiment.claims if cell.scale in claim.scales]
+                found += [
+                    _row(paper, experiment, cell, claim) for claim in experiment.claims if cell.scale in claim.scales
+                ]
     return found
 
 

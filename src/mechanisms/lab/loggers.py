@@ -5,22 +5,23 @@ from typing import Any
 
 from mechanisms._base.extras import MissingExtra, require
 
-LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
+LOGGERS = ("csv", "tensorboard", "mlflow", "wandb", "none")
 
 
-def make_logger(kind: str, name: str, root: Path | None = None) -> Any:
-    """A logger with Fabric's `log_metrics(metrics, step)`.
+def make_logger(kind: str, name: str, folder: Path) -> Any:
+    """A logger with Fabric's `log_metrics(metrics, step)` and `finalize(status)`, or None for "none".
 
     Args:
-        kind: "csv", "tensorboard", "mlflow" or "wandb".
+        kind: "csv", "tensorboard", "mlflow", "wandb" or "none".
         name: of the run, for example "xrm/coloured-digits.laptop/erm.10".
-        root: folder of the log files; `logs` in the current folder by default.
+        folder: of the log files.
 
     Raises:
         ValueError: an unknown kind.
         MissingExtra: the logger's package is not installed.
     """
-    folder = Path("logs") if root is None else root
+    if kind == "none":
+        return None
     if kind == "csv":
         return require("lightning_fabric.loggers", "lab").CSVLogger(root_dir=folder, name=name)
     if kind == "tensorboard":

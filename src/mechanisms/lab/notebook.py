@@ -67,7 +67,7 @@ def run(
     slurm: dict[str, str] | None = None,
     device: str = "auto",
     threads: int = 1,
-    logger: str | None = None,
+    logger: str = "csv",
     results: str | Path | None = None,
     rerun: bool = False,
     until_decided: bool = False,
@@ -85,7 +85,7 @@ def run(
         jobs, ray, slurm: local processes, or a Ray address, or submitit's parameters.
         device: "auto" takes an accelerator when there is one.
         threads: CPU threads of each run.
-        logger: "csv", "tensorboard", "mlflow" or "wandb", beside the records.
+        logger: "csv", "tensorboard", "mlflow", "wandb" or "none", in `.logs` beside the records.
         results: folder of the records; `results` in the current folder by default.
         rerun: replace records made by older code.
         until_decided: add seeds in stages until the claims are decided.

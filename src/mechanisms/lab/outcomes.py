@@ -85,17 +85,17 @@ def describe(outcome: Outcome) -> str:
     if outcome.interval is None:
         return f"{_number(outcome.estimate, None)}, {seeds}"
     low, high = outcome.interval
-    decimals = _decimals(high - low)
+    decimals = _decimals((high - low) / 2)
     level = "" if outcome.confidence == 0.95 else f" at {outcome.confidence * 100:.4g} %"
     low_text, high_text = _number(low, decimals), _number(high, decimals)
     return f"{_number(outcome.estimate, decimals)} [{low_text}, {high_text}]{level}, {seeds}"
 
 
-def _decimals(width: float) -> int | None:
-    """Decimals that show two digits of an interval's width; None where plain decimals would not do."""
-    if not math.isfinite(width) or width <= 0:
+def _decimals(half: float) -> int | None:
+    """Decimals that show two digits of an interval's half-width; None where plain decimals would not do."""
+    if not math.isfinite(half) or half <= 0:
         return None
-    decimals = 1 - math.floor(math.log10(width))
+    decimals = 1 - math.floor(math.log10(half))
     return None if decimals > 7 else max(decimals, 0)
 
 

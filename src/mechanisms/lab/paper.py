@@ -112,6 +112,7 @@ class Paper:
         summary: one sentence for the table of papers.
         experiments: see `Experiment`.
         parts: dotted names of the modules that implement it; their source enters the records' code hash.
+        sources: other modules that its results depend on (the recipe's own, a generator of data); hashed as well.
         arxiv: identifier, if there is one.
         venue: where it appeared.
         commands: practitioners' commands as text, `{"discover": "mechanisms.papers.xrm:discover"}`.
@@ -125,6 +126,7 @@ class Paper:
     summary: str
     experiments: Sequence[Experiment]
     parts: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     arxiv: str = ""
     venue: str = ""
     commands: Mapping[str, str] = field(default_factory=dict)

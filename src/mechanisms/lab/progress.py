@@ -5,7 +5,15 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from mechanisms.lab.running import Task
 
@@ -26,7 +34,7 @@ class Bars:
         )
         self._title = title
         self._all = self._progress.add_task(title, total=0, numbers="")
-        self._bars: dict[str, int] = {}
+        self._bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
         self._progress.start()
@@ -49,13 +57,10 @@ class Bars:
     def end(self, task: Task, status: str, seconds: float) -> None:
         """Take a run's bar away and move the bar of all."""
         if (bar := self._bars.pop(task.name, None)) is not None:
-            self._progress.remove_task(bar)  # pyrefly: ignore[bad-argument-type]
+            self._progress.remove_task(bar)
         self._progress.advance(self._all)
         if status in ("failed", "not here"):
             self._progress.console.print(f"[yellow]{status}[/] {task.name}")
-
-    def poll(self) -> None:
-        """The bars redraw themselves."""
 
 
 class Lines:
@@ -87,9 +92,6 @@ class Lines:
             self._last = now
             self._console.print(f"{self._title}: {self._over}/{self._total}, {task.name} {status}", markup=False)
 
-    def poll(self) -> None:
-        """Nothing to do between ends."""
-
 
 class Silent:
     """No progress at all."""
@@ -107,9 +109,6 @@ class Silent:
         """Nothing is shown."""
 
     def end(self, task: Task, status: str, seconds: float) -> None:
-        """Nothing is shown."""
-
-    def poll(self) -> None:
         """Nothing is shown."""
 
 

@@ -10,7 +10,12 @@ from mechanisms.lab.records import Cell
 
 
 class Missing(Exception):
-    """There is nothing to decide on; the message says what is missing, in one line."""
+    """There is nothing to decide on; the message says what is missing, in one line.
+
+    >>> units_of(Cell("p", "e", "laptop", {}, []), "accuracy", "erm")
+    Traceback (most recent call last):
+    mechanisms.lab.readings.Missing: no records of erm
+    """
 
 
 class Reads(dict):

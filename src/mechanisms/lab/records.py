@@ -62,7 +62,7 @@ class Record:
     variant: str
     seed: int
     config: dict[str, Any]
-    metrics: dict[str, bool | int | float | str | None | list[bool | int | float | None]]
+    metrics: dict[str, bool | int | float | str | list[bool | int | float | None] | None]
     curves: dict[str, Curve] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -83,9 +83,7 @@ class Record:
 
     def path(self, results: Path) -> Path:
         """Where the record lies below the folder `results`."""
-        return record_path(
-            results, self.slug, self.experiment, self.scale, self.config_hash, self.variant, self.seed
-        )
+        return record_path(results, self.slug, self.experiment, self.scale, self.config_hash, self.variant, self.seed)
 
 
 class RecordError(ValueError):

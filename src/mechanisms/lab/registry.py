@@ -47,10 +47,11 @@ def load_paper(slug: str) -> Paper:
 
 @cache
 def code_hash(paper_slug: str) -> str:
-    """Hash of the source of a paper's recipe and its parts, comments, docstrings and blank lines left out."""
+    """Hash of the source of a paper's recipe, parts and other sources, without comments, docstrings and blank lines."""
     point = next(p for p in importlib.metadata.entry_points(group=GROUP) if p.name == paper_slug)
     digest = hashlib.sha256()
-    for module in (point.module, *load_paper(paper_slug).parts):
+    paper = load_paper(paper_slug)
+    for module in (point.module, *paper.parts, *paper.sources):
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             raise PaperError(f"paper {paper_slug!r} names the part {module!r}, which is not there")

@@ -15,11 +15,11 @@ import platform
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
@@ -43,7 +43,8 @@ class Task:
     device: str = "auto"
     threads: int = 1
     cache: str | None = None
-    logger: str | None = None
+    logger: str = "none"
+    logs: str = "logs"
     looks: int = 1
 
     @property
@@ -85,6 +86,7 @@ class Summary:
         return self
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Where tasks are computed; `width` of them at once."""
 
@@ -94,7 +96,12 @@ class Backend(Protocol):
         """Start a task."""
         ...
 
+    def poll(self) -> None:
+        """Called several times a second: pass on what running tasks have to say."""
+        ...
 
+
+@runtime_checkable
 class Display(Protocol):
     """What shows progress; see `lab.progress`."""
 
@@ -108,10 +115,6 @@ class Display(Protocol):
 
     def end(self, task: Task, status: str, seconds: float) -> None:
         """A task is over: "done", "there", "not here" or "failed"."""
-        ...
-
-    def poll(self) -> None:
-        """Called several times a second while tasks run elsewhere."""
         ...
 
 
@@ -211,6 +214,8 @@ def _compute(task: Task, report: Report | None) -> list[Record]:
             else:
                 metrics = list(experiment.run_seeds(settings, task.variant, benches))
         seconds = time.perf_counter() - clock - sum(bench.waited for bench in benches)
+        for bench in benches:
+            bench.close()
     finally:
         torch.set_num_threads(threads_before)
     device = benches[0].device
@@ -263,7 +268,7 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _peak_memory(device: Any) -> Iterator[Callable[[], int]]:
+def _peak_memory(device: Any) -> Generator[Callable[[], int]]:
     """Bytes at the peak of the block: allocated on a GPU, resident on the CPU."""
     import resource
 
@@ -274,7 +279,9 @@ def _peak_memory(device: Any) -> Iterator[Callable[[], int]]:
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew, else it is the process's
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # Linux: the high-water mark starts anew, else it is the process's
 
     def peak() -> int:
         with contextlib.suppress(OSError):
@@ -289,8 +296,8 @@ def _peak_memory(device: Any) -> Iterator[Callable[[], int]]:
 def _logger(task: Task, seed: int) -> Any:
     from mechanisms.lab.loggers import make_logger
 
-    folder = f"{task.slug}/{task.experiment}.{task.scale}/{task.variant}.{seed}"
-    return make_logger(task.logger, folder) if task.logger else None
+    name = f"{task.slug}/{task.experiment}.{task.scale}/{task.variant}.{seed}"
+    return make_logger(task.logger, name, Path(task.logs)) if rank() == 0 else None
 
 
 # --- all tasks ------------------------------------------------------------------------------------------------------
@@ -338,7 +345,7 @@ def carry_out(
                     held.enter_context(_lock(task, results, patience))
                 except Timeout:
                     busy.append(task)
-                    display.poll()
+                    backend.poll()
                     continue
                 if is_there(task, results, rerun=rerun):  # done by another process since the first look
                     held.close()
@@ -356,7 +363,7 @@ def carry_out(
                 task, held, begun = running.pop(future)
                 with held:
                     _settle(task, future, results, summary, display, time.monotonic() - begun)
-            display.poll()
+            backend.poll()
     except KeyboardInterrupt:
         summary.interrupted = True
     finally:

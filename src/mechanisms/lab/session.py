@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mechanisms._base.device import resolve_device
+from mechanisms.lab.claims import STAGES
 from mechanisms.lab.configuration import config_hash, override
 from mechanisms.lab.folders import cache_folder, results_folder
 from mechanisms.lab.ledger import Row, rows
-from mechanisms.lab.loggers import make_logger
+from mechanisms.lab.loggers import LOGGERS
 from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.records import cells, read_records
 from mechanisms.lab.running import Backend, Display, Summary, Task, carry_out, plan, with_looks, world_size
-
-STAGES = (10, 20, 40, 80)  # seeds at which `until_decided` looks at the claims, each with a quarter of the error
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Request:
         variants: a selection; empty for all.
         overrides: `key=value` settings; every chosen experiment must have them.
         device, threads: where, and with how many CPU threads a run.
-        logger: "csv", "tensorboard", "mlflow", "wandb" or `None`.
+        logger: "csv", "tensorboard", "mlflow", "wandb" or "none"; its files go to `.logs` below the records.
         results: folder of the records.
         rerun: replace records of older code.
         until_decided: add seeds in stages until every claim is decided.
@@ -43,7 +43,7 @@ class Request:
     overrides: Sequence[str] = ()
     device: str = "auto"
     threads: int = 1
-    logger: str | None = None
+    logger: str = "csv"
     results: Path = field(default_factory=results_folder)
     rerun: bool = False
     until_decided: bool = False
@@ -60,8 +60,8 @@ class Request:
             raise ValueError("--jobs, --ray and --slurm exclude each other: choose where to run")
         if self.until_decided and self.seeds is not None:
             raise ValueError("--until-decided chooses the number of seeds itself (10, 20, 40, 80): leave --seeds out")
-        if self.logger is not None:
-            make_logger(self.logger, "probe")  # an unknown or missing one is refused before anything runs
+        if self.logger not in LOGGERS:
+            raise ValueError(f"there is no logger {self.logger!r}; there are: {', '.join(LOGGERS)}")
 
 
 def execute(request: Request, display: Display) -> Summary:
@@ -73,23 +73,23 @@ def execute(request: Request, display: Display) -> Summary:
         OSError: records cannot be written.
     """
     # Everything that can be refused is refused here, before a worker is started.
+    if request.ray is None and request.slurm is None:
+        resolve_device(request.device)
     for stage in STAGES[:1] if request.until_decided else (request.seeds,):
         for paper, experiments in request.work:
             for experiment in experiments:
                 _tasks(request, paper, experiment, stage)
     summary = Summary()
-    with _backend(request, display) as (backend, watched):
+    with _backend(request, display) as backend:
         for paper, experiments in request.work:
             for experiment in experiments:
-                summary += _experiment(request, paper, experiment, backend, watched)
+                summary += _experiment(request, paper, experiment, backend, display)
                 if summary.interrupted:
                     return summary
     return summary
 
 
-def _experiment(
-    request: Request, paper: Paper, experiment: Experiment, backend: Backend, display: Display
-) -> Summary:
+def _experiment(request: Request, paper: Paper, experiment: Experiment, backend: Backend, display: Display) -> Summary:
     if not request.until_decided:
         tasks = _tasks(request, paper, experiment, request.seeds)
         return carry_out(tasks, request.results, backend, display, rerun=request.rerun)
@@ -114,6 +114,7 @@ def _tasks(request: Request, paper: Paper, experiment: Experiment, seeds: int | 
         threads=request.threads,
         cache=str(cache_folder()),
         logger=request.logger,
+        logs=str(request.results / ".logs"),
     )
 
 
@@ -131,20 +132,17 @@ def _decided(request: Request, paper: Paper, experiment: Experiment) -> bool:
 
 
 @contextlib.contextmanager
-def _backend(request: Request, display: Display) -> Iterator[tuple[Backend, Display]]:
+def _backend(request: Request, display: Display) -> Generator[Backend]:
     from mechanisms.lab import workers
 
-    if world_size() > 1:
-        yield workers.Here(display), display
-    elif request.ray is not None:
-        with workers.on_ray(request.ray) as backend:
-            yield backend, display
+    if request.ray is not None:
+        chosen = workers.on_ray(request.ray)
     elif request.slurm is not None:
-        with workers.on_slurm(request.slurm, cache_folder() / "slurm") as backend:
-            yield backend, display
+        chosen = workers.on_slurm(request.slurm, cache_folder() / "slurm")
     else:
-        with workers.local(request.jobs, display) as (backend, watched):
-            yield backend, watched
+        chosen = workers.local(request.jobs, display)
+    with chosen as backend:
+        yield backend
 
 
 def ledger(papers: Sequence[Paper], results: Sequence[Path]) -> tuple[list[Row], list[str]]:

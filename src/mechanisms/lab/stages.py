@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def private_lock(path: Path, timeout: float = -1) -> Iterator[None]:
+def private_lock(path: Path, timeout: float = -1) -> Generator[None]:
     """Hold the lock file `path`; its folder is made readable by its owner alone if it is missing.
 
     Raises:

@@ -16,12 +16,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+# Spelled out for the shape checks of the tests, where a lone number is no `ArrayLike`, and a mean is no `NDArray`.
+Number = float | int
+Values = ArrayLike | Number
+Result = NDArray | np.floating
+Truth = NDArray[np.bool_] | np.bool_
+
 SKEWNESS = 1.0  # a sample whose |skewness| is above it is marked
 ROUNDING = 1e-12  # relative; 0.87 - 0.90 is a hair below -0.03 in binary and must still count as -0.03
 _NODES = 32  # of the average over bets; any number is valid, and this one is exact up to 63 seeds
 
 
-def student_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray]:
+def student_interval(samples: Values, confidence: float = 0.95) -> tuple[Result, Result]:
     """The two-sided Student interval of the mean over the last axis.
 
     Args:
@@ -45,7 +51,7 @@ def student_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[NDAr
     return mean - half, mean + half
 
 
-def clopper_pearson(successes: ArrayLike, units: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray]:
+def clopper_pearson(successes: Values, units: Values, confidence: float = 0.95) -> tuple[Result, Result]:
     """The exact two-sided interval of a share from independent successes (Clopper and Pearson, 1934).
 
     Args:
@@ -71,9 +77,7 @@ def clopper_pearson(successes: ArrayLike, units: ArrayLike, confidence: float = 
     return low, high
 
 
-def bounded_interval(
-    samples: ArrayLike, bounds: tuple[float | int, float | int], confidence: float = 0.95
-) -> tuple[NDArray, NDArray]:
+def bounded_interval(samples: Values, bounds: tuple[Number, Number], confidence: float = 0.95) -> tuple[Result, Result]:
     """An interval of the mean over the last axis that covers at any n, for independent values within known bounds.
 
     Betting against every candidate mean `m`, averaged over fixed stakes. Chosen over Hoeffding's interval because it
@@ -106,7 +110,7 @@ def bounded_interval(
     return smallest + width * _lower_end(unit, confidence), largest - width * _lower_end(1 - unit, confidence)
 
 
-def log_wealth(unit_samples: ArrayLike, mean: ArrayLike) -> NDArray:
+def log_wealth(unit_samples: Values, mean: Values) -> Result:
     """Logarithm of what bets that the true mean exceeds `mean` have earned; falls as `mean` grows.
 
     The stakes are Chebyshev nodes with equal weights, which integrate the bets over Beta(1/2, 1/2), the prior of
@@ -121,9 +125,9 @@ def log_wealth(unit_samples: ArrayLike, mean: ArrayLike) -> NDArray:
     """
     ratio = np.asarray(unit_samples, float) / np.asarray(mean, float)[..., None] - 1
     stakes = (1 + np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES)) / 2
-    # One stake at a time: a hundred thousand samples times 32 stakes would not fit into the cache.
-    logs = np.stack([np.log1p(stake * ratio).sum(axis=-1) for stake in stakes])
-    return special.logsumexp(logs, axis=0) - np.log(_NODES)
+    logs = np.log1p(ratio[..., None, :] * stakes[:, None]).sum(axis=-1)
+    largest = logs.max(axis=-1, keepdims=True)
+    return np.log(np.exp(logs - largest).mean(axis=-1)) + largest[..., 0]
 
 
 def _lower_end(unit: NDArray, confidence: float) -> NDArray:
@@ -135,12 +139,12 @@ def _lower_end(unit: NDArray, confidence: float) -> NDArray:
         # Where all values are 0 there is nothing to bisect; any positive mean stands in for 0.
         refuted = log_wealth(unit, np.maximum(middle, np.finfo(float).tiny)) >= needed
         low, high = np.where(refuted, middle, low), np.where(refuted, high, middle)
-    return low
+    return np.asarray(low)
 
 
 def satisfies(
-    low: ArrayLike, high: ArrayLike, smallest: float = -np.inf, largest: float = np.inf, *, strict: bool = False
-) -> NDArray:
+    low: Values, high: Values, smallest: Number = -np.inf, largest: Number = np.inf, *, strict: bool = False
+) -> Truth:
     """Whether whole intervals lie within [smallest, largest] (its interior if strict), up to rounding.
 
     >>> satisfies(-0.03, 0.01, smallest=-0.03), satisfies(0.0, 0.01, smallest=0.0, strict=True)
@@ -153,8 +157,8 @@ def satisfies(
 
 
 def violates(
-    low: ArrayLike, high: ArrayLike, smallest: float = -np.inf, largest: float = np.inf, *, strict: bool = False
-) -> NDArray:
+    low: Values, high: Values, smallest: Number = -np.inf, largest: Number = np.inf, *, strict: bool = False
+) -> Truth:
     """Whether whole intervals lie outside [smallest, largest] (outside its interior if strict), up to rounding.
 
     >>> violates(-0.05, -0.04, smallest=-0.03), violates(0.0, 0.0, smallest=0.0, strict=True)
@@ -166,7 +170,7 @@ def violates(
     return np.logical_or(np.asarray(high) < smallest - slack, np.asarray(low) > largest + slack)
 
 
-def zero_variance(samples: ArrayLike) -> NDArray:
+def zero_variance(samples: Values) -> Truth:
     """Whether all values of a sample (last axis, two or more) are the same up to rounding.
 
     >>> zero_variance([0.87 - 0.90, 0.77 - 0.80])
@@ -177,7 +181,7 @@ def zero_variance(samples: ArrayLike) -> NDArray:
     return np.logical_and(values.shape[-1] > 1, np.ptp(values, axis=-1) <= ROUNDING * scale)
 
 
-def skewed(samples: ArrayLike) -> NDArray:
+def skewed(samples: Values) -> Truth:
     """Whether a sample (last axis) is suspiciously skewed: |skewness| above 1.
 
     The skewness is `m_3 / m_2^1.5` with moments about the mean. Three values reach at most 0.71, so with three the rule
@@ -193,14 +197,14 @@ def skewed(samples: ArrayLike) -> NDArray:
     centred = values - values.mean(axis=-1, keepdims=True)
     second, third = (centred**2).mean(axis=-1), (centred**3).mean(axis=-1)
     limit = min(SKEWNESS, 0.99 * (n - 2) / np.sqrt(n - 1))
-    return np.logical_and(~zero_variance(values), np.abs(third) > limit * second**1.5)
+    return np.logical_and(np.logical_not(zero_variance(values)), np.abs(third) > limit * second**1.5)
 
 
-def _slack(smallest: float, largest: float) -> float:
+def _slack(smallest: Number, largest: Number) -> float:
     return ROUNDING * max([1.0, *(abs(end) for end in (smallest, largest) if np.isfinite(end))])
 
 
-def _sample(samples: ArrayLike, confidence: float, smallest: int) -> NDArray:
+def _sample(samples: Values, confidence: float, smallest: int) -> NDArray:
     _check_confidence(confidence)
     values = np.asarray(samples, float)
     if values.ndim == 0 or values.shape[-1] < smallest:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -27,9 +27,16 @@ class Here:
 
     def submit(self, task: Task) -> Future[Result]:
         """Run the task now."""
+
+        def report(step: int, total: int | None, numbers: Mapping[str, float]) -> None:
+            self._display.progress(task, step, total, dict(numbers))
+
         future: Future[Result] = Future()
-        future.set_result(compute(task, lambda *news: self._display.progress(task, news[0], news[1], dict(news[2]))))
+        future.set_result(compute(task, report))
         return future
+
+    def poll(self) -> None:
+        """The display is told directly."""
 
 
 class Processes:
@@ -51,7 +58,7 @@ class Processes:
         self._names[task.name] = task
         return self._pool.submit(_work, task)
 
-    def pass_on_news(self) -> None:
+    def poll(self) -> None:
         """Hand the workers' progress to the display."""
         while not self._news.empty():
             name, step, total, numbers = self._news.get()
@@ -101,6 +108,9 @@ class Futures:
         self._jobs.append(job)
         return self._threads.submit(job.result)
 
+    def poll(self) -> None:
+        """Progress inside a run does not travel."""
+
     def close(self) -> None:
         """Cancel what has not finished."""
         for job in self._jobs:
@@ -128,31 +138,17 @@ class Ray:
         remote = self._ray.remote(num_cpus=task.threads, num_gpus=gpus)(compute)
         return remote.remote(task).future()
 
+    def poll(self) -> None:
+        """Progress inside a run does not travel."""
+
     def close(self) -> None:
         """Leave the cluster, or stop the embedded one."""
         if self._started:
             self._ray.shutdown()
 
 
-class Watched:
-    """A display that also passes on the news of worker processes whenever it is polled."""
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-        self.processes: Processes | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._display, name)
-
-    def poll(self) -> None:
-        """Pass on the news, then let the display do its own."""
-        if self.processes is not None:
-            self.processes.pass_on_news()
-        self._display.poll()
-
-
 @contextlib.contextmanager
-def local(jobs: int, display: Display) -> Iterator[tuple[Backend, Display]]:
+def local(jobs: int, display: Display) -> Generator[Backend]:
     """This process for one job at a time, else worker processes.
 
     Raises:
@@ -161,23 +157,21 @@ def local(jobs: int, display: Display) -> Iterator[tuple[Backend, Display]]:
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}: at least one is needed")
     if jobs == 1:
-        yield Here(display), display
-        return
-    watched = Watched(display)
-    watched.processes = Processes(jobs, watched)
-    with contextlib.closing(watched.processes) as processes:
-        yield processes, watched
+        yield Here(display)
+    else:
+        with contextlib.closing(Processes(jobs, display)) as processes:
+            yield processes
 
 
 @contextlib.contextmanager
-def on_ray(address: str) -> Iterator[Backend]:
+def on_ray(address: str) -> Generator[Backend]:
     """A Ray cluster at `address`, or an embedded one ("local")."""
     with contextlib.closing(Ray(address)) as backend:
         yield backend
 
 
 @contextlib.contextmanager
-def on_slurm(parameters: Mapping[str, str], folder: Path) -> Iterator[Backend]:
+def on_slurm(parameters: Mapping[str, str], folder: Path) -> Generator[Backend]:
     """SLURM through submitit; `parameters` are its own (`partition=gpu`, `timeout_min=60`), `cluster=local` tests it.
 
     Raises:

@@ -40,7 +40,7 @@ from mechanisms.robust._loop import (
 from mechanisms.robust._stack import OptimizerName, StackedOptimizer
 from mechanisms.robust.groups import check_groups
 from mechanisms.robust.mistakes import ERM_SETTINGS, erm_errors
-from mechanisms.robust.training import Draws, GroupFit, draw_hyperparameters, fit_groups, selected
+from mechanisms.robust.training import Draws, GroupFit, draw_hyperparameters, fit_groups
 
 __all__ = [
     "eiil_environments",
@@ -311,7 +311,7 @@ def lff(
             selection,
             progress,
         )
-    return selected(selection, draws)
+    return GroupFit.best_of(selection, draws)
 
 
 def _class_peaks(

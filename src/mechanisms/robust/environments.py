@@ -26,15 +26,16 @@ _FORMAT = "mechanisms.environments.1"
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination of a search: its setting, its final flip rate, and whether its environments are degenerate.
+    """One combination of a search: its setting, its final flip rate, its environments and whether they are degenerate.
 
-    >>> Trial(Setting(), flip_rate=0.1, degenerate=True).score
+    >>> Trial(Setting(), flip_rate=0.1, degenerate=True, train=torch.tensor([0, 0])).score
     0.0
     """
 
     setting: Setting
     flip_rate: float
     degenerate: bool
+    train: Int64[Tensor, " examples"]
 
     @property
     def score(self) -> float:
@@ -205,6 +206,7 @@ class Environments:
             raise TypeError(f"only number and text labels can be saved, got {self.classes.tolist()[:5]}")
         tensors = {"train": self.train, "labels": self.labels, "twin_of": self.twin_of}
         tensors["held_out_probabilities"] = self.held_out_probabilities
+        tensors["trials"] = torch.stack([trial.train for trial in self.trials]).bool()
         optional = {"validation": self.validation, "validation_labels": self.validation_labels}
         optional |= {"mean": self.twins.mean, "scale": self.twins.scale}
         for shot in self.snapshots:
@@ -216,7 +218,7 @@ class Environments:
             "flip_rate": self.flip_rate,
             "flip_history": self.flip_history,
             "degenerate": self.degenerate,
-            "trials": [asdict(trial) for trial in self.trials],
+            "trials": [(asdict(trial.setting), trial.flip_rate, trial.degenerate) for trial in self.trials],
             "best_setting": asdict(self.best_setting),
             "classes": self.classes.tolist(),
             "snapshots": [(shot.step, shot.flip_rate) for shot in self.snapshots],
@@ -262,7 +264,10 @@ class Environments:
             degenerate=about["degenerate"],
             held_out_probabilities=tensors["held_out_probabilities"],
             twin_of=tensors["twin_of"],
-            trials=tuple(Trial(Setting(**one.pop("setting")), **one) for one in about["trials"]),
+            trials=tuple(
+                Trial(Setting(**setting), rate, degenerate, train.long())
+                for (setting, rate, degenerate), train in zip(about["trials"], tensors["trials"], strict=True)
+            ),
             best_setting=Setting(**about["best_setting"]),
             classes=np.array(about["classes"]),
             labels=tensors["labels"],

@@ -197,8 +197,10 @@ class GroupDROLoss(nn.Module):
                 f"loss has shape {tuple(loss.shape)} and groups {tuple(groups.shape)}; expected "
                 f"{(*self.q.shape[:-1], 'batch')} and ('batch',): one loss per example (reduction='none')"
             )
+        # In half precision counts above 256 or 2048 would be rounded, so never below that of q.
+        loss = loss.to(torch.promote_types(loss.dtype, self.q.dtype))
         where = groups.expand_as(loss)
-        counted = torch.ones_like(loss) if rows is None else rows
+        counted = torch.ones_like(loss) if rows is None else rows.to(loss.dtype)
         sizes = torch.zeros_like(self.q, dtype=loss.dtype).scatter_add(-1, where, counted).clamp(min=1)
         q = self.q.log()
         if self.training:

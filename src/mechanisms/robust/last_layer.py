@@ -84,6 +84,11 @@ class AFRFit:
         step: the chosen checkpoint's step.
         settings: (gamma, penalty) of each column of the curves.
         worst_group_accuracy: on validation, (checkpoints, settings).
+
+    >>> x, y = torch.eye(2).repeat(20, 1), torch.arange(40) % 2
+    >>> fit = afr(x, y, x, y, y, make_model=lambda: nn.Linear(2, 2), steps=9, gammas=[4.0], penalties=[0.0, 0.1])
+    >>> fit.settings
+    ((4.0, 0.0), (4.0, 0.1))
     """
 
     model: nn.Module
@@ -293,7 +298,7 @@ def dfr(
         weight, bias = weight + part[0] / draws, bias + part[1] / draws
     # The layer takes raw embeddings: w (x - mean) / scale + b.
     weight = weight / scale
-    head = nn.utils.skip_init(nn.Linear, data.shape[1], classes)
+    head = nn.Linear(data.shape[1], classes)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         head.bias.copy_(torch.from_numpy(bias - weight @ mean))

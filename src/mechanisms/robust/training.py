@@ -162,13 +162,18 @@ class GroupFit:
     """What `fit_groups` returns.
 
     Attributes:
-        model: the chosen model at its chosen checkpoint, in evaluation mode.
+        model: the chosen model at its chosen checkpoint, in evaluation mode, on the device it was trained on.
         chosen: index of the chosen draw.
         step: the chosen checkpoint's step.
         draws: all hyper-parameters; `draws[chosen]` are the model's.
         steps: step of each checkpoint, (checkpoints,).
         worst_group_accuracy: on validation, (checkpoints, draws).
         average_accuracy: on validation, (checkpoints, draws).
+
+    >>> x, y = torch.eye(2).repeat(10, 1), torch.arange(20) % 2
+    >>> fit = fit_groups(x, y, y, x, y, y, make_model=lambda: nn.Linear(2, 2), draws=Draws(lr=(0.5,)), steps=100)
+    >>> fit.step, fit.hyperparameters["lr"], fit.validation_curve
+    (100, 0.5, array([1., 1.]))
     """
 
     model: nn.Module
@@ -178,6 +183,16 @@ class GroupFit:
     steps: np.ndarray
     worst_group_accuracy: np.ndarray
     average_accuracy: np.ndarray
+
+    @classmethod
+    def best_of(cls, selection: Selection, draws: Draws) -> "GroupFit":
+        """The best of the models that trained; a warning when it is no model at all."""
+        chosen, checkpoint, model = selection.choose()
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            warnings.warn("every draw diverged (weights are not finite); lower lr or irm_weight", stacklevel=3)
+        worst, average = selection.curves()
+        taken = np.array(selection.steps)
+        return cls(model, chosen, int(taken[checkpoint]), draws, taken, worst, average)
 
     @property
     def hyperparameters(self) -> dict[str, float | int | None]:
@@ -278,17 +293,7 @@ def fit_groups(
     updates = StackedOptimizer(stack, optimizer, lr=draws.lr, weight_decay=draws.weight_decay, momentum=momentum)
     with seeded(seed, "noise", place):
         train_stack(stack, updates, inputs, draw, objective, steps, evaluate_every, selection, progress)
-    return selected(selection, draws)
-
-
-def selected(selection: Selection, draws: Draws) -> GroupFit:
-    """The best of a selection as a `GroupFit`; a warning when it is no model at all."""
-    chosen, checkpoint, model = selection.choose()
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        warnings.warn("every draw diverged (weights are not finite); lower lr or irm_weight", stacklevel=3)
-    worst, average = selection.curves()
-    taken = np.array(selection.steps)
-    return GroupFit(model, chosen, int(taken[checkpoint]), draws, taken, worst, average)
+    return GroupFit.best_of(selection, draws)
 
 
 def _groupdro(labels: Tensor, codes: np.ndarray, draws: Draws, counted: Tensor) -> Objective:

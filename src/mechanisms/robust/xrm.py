@@ -32,7 +32,7 @@ from mechanisms.robust.twins import TwinTrainer, balanced_cross_entropy, cross_m
 
 __all__ = [
     "Environments", "Search", "Setting", "Snapshot", "Trial", "TwinTrainer", "Twins", "balanced_cross_entropy",
-    "cross_mistakes", "default_steps", "discover_environments", "flip_probability",
+    "cross_mistakes", "default_steps", "discover_environments", "flip_probability", "zero_head",
 ]  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def discover_environments(
             )
         if standardize:
             twins_input = Twins(nn.Identity(), nn.Identity(), *_statistics(rows.inputs))
-        model = model or _zero_head(rows.inputs.shape[1], len(classes))
+        model = model or zero_head(rows.inputs.shape[1], len(classes))
     if isinstance(rows, TensorRows):
         rows = TensorRows(twins_input.prepare(rows.inputs))
     held_rows, held_labels = None, None
@@ -153,7 +153,7 @@ def discover_environments(
         progress=Progress(progress, steps * (num_runs(one_pass, settings) + again)),
     )
     outcomes = train_pairs(problem, settings, search_seed)
-    trials = tuple(Trial(one.setting, one.flip_rate, bool(one.missing)) for one in outcomes)
+    trials = tuple(Trial(one.setting, one.flip_rate, bool(one.missing), one.train) for one in outcomes)
     # All degenerate: the largest flip rate is still the best guess.
     best = max(range(len(trials)), key=lambda index: (trials[index].score, trials[index].flip_rate))
     outcome = outcomes[best]
@@ -191,8 +191,12 @@ def default_steps(num_examples: int) -> int:
     return 300 if num_examples <= 128 else min(max(1500, 40 * num_examples // 128), 5000)
 
 
-def _zero_head(features: int, num_classes: int) -> Callable[[], nn.Module]:
-    """A linear head that starts at zero, as the paper's do: only their halves tell the twins apart."""
+def zero_head(features: int, num_classes: int) -> Callable[[], nn.Module]:
+    """A factory of linear heads that start at zero, as the paper's do: only their halves tell the twins apart.
+
+    >>> zero_head(3, 2)()(torch.ones(1, 3)).tolist()
+    [[0.0, 0.0]]
+    """
 
     def make() -> nn.Module:
         head = nn.Linear(features, num_classes)

@@ -77,8 +77,8 @@ def digits(seed: int = 0) -> Splits:
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    images, labels, *_ = load_digits(return_X_y=True)
-    return (np.reshape(images, (-1, 8, 8)) / 16).astype(np.float32), np.asarray(labels, np.int64)
+    images, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    return (images.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int64)
 
 
 def fashion_mnist(path: str | Path | None = None) -> Splits:

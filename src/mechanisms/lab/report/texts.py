@@ -67,7 +67,7 @@ def setting(value: Any) -> str:
     return str(value)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Seconds as people say them.
 
     >>> duration(0.42), duration(75), duration(7300)

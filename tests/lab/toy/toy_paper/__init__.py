@@ -31,10 +31,15 @@ def run(settings, variant, bench: Bench):
         with torch.no_grad():
             weight -= lr * gradient
         bench.progress(step + 1, settings.steps, loss=loss.detach())
-        bench.log(step, loss=float(loss))
+        bench.log(step, loss=loss.detach())
         time.sleep(settings.pause)
     bench.note("a line")
-    return {"error": float((weight - 2).abs()), "seed": bench.seed, "near": [bool((weight - 2).abs() < 1)] * 2, "tag": variant}
+    return {
+        "error": float((weight - 2).detach().abs()),
+        "seed": bench.seed,
+        "near": [bool((weight - 2).detach().abs() < 1)] * 2,
+        "tag": variant,
+    }
 
 
 def run_block(settings, variant, benches):

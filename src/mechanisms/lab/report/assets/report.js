@@ -26,12 +26,17 @@
       gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--line"), tickcolor: colour("--line"),
       automargin: true, zerolinewidth: 1, title: { font: { size: 12.5 } }, tickfont: { size: 12 },
     };
-    const label = { bgcolor: colour("--raised"), bordercolor: colour("--line"), font: { color: colour("--ink"), size: 13 } };
+    const family = getComputedStyle(document.body).fontFamily;
+    const label = {
+      bgcolor: colour("--raised"), bordercolor: colour("--line"), align: "left",
+      font: { color: colour("--ink"), size: 13, family },
+    };
     const template = {
       layout: {
-        font: { color: colour("--soft"), family: getComputedStyle(document.body).fontFamily, size: 13 },
+        font: { color: colour("--soft"), family, size: 13 },
         colorway: pairs.slice(1).map((pair) => pair[index]),
-        xaxis: axis, yaxis: axis, hoverlabel: { ...label, align: "left" }, legend: { font: { color: colour("--ink") } },
+        xaxis: axis, yaxis: axis, hoverlabel: label, legend: { font: { color: colour("--ink") } },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--line"), activecolor: colour("--soft") },
         margin: { l: 12, r: 16, t: 24, b: 12 },
       },
     };
@@ -40,7 +45,11 @@
     return {
       data, frames,
       layout: { ...rest, template, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" },
-      config: { responsive: true, displaylogo: false, typesetMath: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] },
+      // Newer versions of plotly.js offer to upload a chart: not from here.
+      config: {
+        responsive: true, displaylogo: false, typesetMath: false, showSendToCloud: false, plotlyServerURL: "",
+        modeBarButtonsToRemove: ["select2d", "lasso2d"],
+      },
     };
   };
 

@@ -1,0 +1,260 @@
+"""XRM for scikit-learn users: discover environments, or train a classifier that is robust to them.
+
+`EnvironmentDiscoverer` annotates training data; `XRMClassifier` goes on to train a group-robust classifier on what was
+found, selected by the discovered validation groups. Neither takes an annotation anywhere.
+
+Reference: Pezeshki et al., "Discovering Environments with XRM", ICML 2024, arXiv 2309.16748.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
+
+from mechanisms._base.seeds import RandomState, as_seed, numpy_generator
+from mechanisms.robust._settings import Search, Setting
+from mechanisms.robust.training import draw_hyperparameters, fit_groups
+from mechanisms.robust.xrm import discover_environments, zero_head
+
+__all__ = ["EnvironmentDiscoverer", "XRMClassifier"]
+
+
+class EnvironmentDiscoverer(BaseEstimator):
+    """Finds two environments in labelled data, without annotations.
+
+    Args:
+        model: returns a fresh `nn.Module` from inputs to K logits; default a linear head on standardised features.
+        search: number of combinations to try, a `Search`, or the combinations.
+        steps: updates per combination; "auto" is 40 epochs between 1500 and 5000.
+        random_state: seed, generator or None.
+        device: "auto" takes an accelerator when there is one.
+
+    Attributes:
+        environments_: (n,) environment 0 or 1 of each training example; 1 where a twin errs.
+        flip_rate_: share of training labels flipped at the end.
+        flip_history_: (step, flip rate) pairs.
+        trials_: all combinations with their flip rates.
+        degenerate_: whether some class lacks an environment.
+        discovery_: the whole `Environments`, to save or for its held-out probabilities.
+        classes_: the labels.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+
+    >>> from mechanisms.robust.estimators import EnvironmentDiscoverer
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.arange(400) % 2
+    >>> background = np.where(np.arange(400) < 360, y, 1 - y)
+    >>> X = rng.normal(size=(400, 4)) + 8 * background[:, None] * [1, 0, 0, 0]
+    >>> found = EnvironmentDiscoverer(search=4, steps=300, random_state=0, device="cpu").fit(X, y)
+    >>> bool((found.environments_ == (background != y)).all())
+    True
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module] | None = None,
+        search: int | Search | Sequence[Setting] = 10,
+        steps: int | str = "auto",
+        random_state: RandomState = None,
+        device: str = "auto",
+    ) -> None:
+        self.model = model
+        self.search = search
+        self.steps = steps
+        self.random_state = random_state
+        self.device = device
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> "EnvironmentDiscoverer":
+        """Find the environments of X (n, d) with labels y (n,).
+
+        Raises:
+            ValueError: fewer than two classes, a class with a single example, NaN, or continuous labels.
+        """
+        X, y = _checked(self, X, y)
+        self.discovery_ = discover_environments(
+            X, y, model=self.model, search=self.search, steps=_steps(self.steps), random_state=self.random_state,
+            device=self.device,
+        )  # fmt: skip
+        self.classes_ = self.discovery_.classes
+        self.environments_ = self.discovery_.train.numpy()
+        self.flip_rate_ = self.discovery_.flip_rate
+        self.flip_history_ = self.discovery_.flip_history
+        self.trials_ = self.discovery_.trials
+        self.degenerate_ = self.discovery_.degenerate
+        return self
+
+    def predict_environments(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
+        """Environments (n,) of labelled data, new or old."""
+        check_is_fitted(self)
+        X, y = _checked(self, X, y, reset=False)
+        return self.discovery_.annotate(X, y, device=self.device).numpy()
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
+
+
+class XRMClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier trained to be right in both discovered environments of every class.
+
+    Args:
+        model: returns a fresh `nn.Module` from inputs to K logits, for the twins and for the classifier; default linear
+            heads on standardised features.
+        robust: the group-robust learner: "groupdro", "rwg" (re-weighting) or "subg" (sub-sampling).
+        search: combinations to try, for the twins and, when it is a number, for the robust learner (else 10).
+        steps: updates per combination in each phase; "auto" is 40 epochs between 1500 and 5000.
+        validation_fraction: share of each class that is kept for selection when `fit` gets no validation data.
+        random_state: seed, generator or None.
+        device: "auto" takes an accelerator when there is one.
+
+    Attributes:
+        classes_: the labels.
+        environments_: (n,) environments of the examples given to `fit`, in their order.
+        validation_environments_: environments of the examples that selected, and
+        validation_indices_: their places in the training data, or None when they were given.
+        worst_group_accuracy_: accuracy on the worst discovered validation group.
+        degenerate_: True when the environments could not be used and the classifier is class-balanced ERM.
+        discovery_, network_: the `Environments`, and the trained module.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+
+    >>> from mechanisms.robust.estimators import XRMClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.arange(600) % 2
+    >>> background = np.where(np.arange(600) < 540, y, 1 - y)
+    >>> X = rng.normal(size=(600, 2)) + np.stack([8 * background, 3 * y], 1)
+    >>> classifier = XRMClassifier(search=4, steps=400, random_state=0, device="cpu").fit(X, y)
+    >>> classifier.worst_group_accuracy_ > 0.8
+    True
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module] | None = None,
+        robust: str = "groupdro",
+        search: int | Search | Sequence[Setting] = 10,
+        steps: int | str = "auto",
+        validation_fraction: float = 0.2,
+        random_state: RandomState = None,
+        device: str = "auto",
+    ) -> None:
+        self.model = model
+        self.robust = robust
+        self.search = search
+        self.steps = steps
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.device = device
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None
+    ) -> "XRMClassifier":
+        """Discover environments in X (n, d), y (n,), then train on them.
+
+        Args:
+            X, y: training data.
+            X_val, y_val: data that select checkpoint and combination; default a stratified part of X.
+
+        Raises:
+            ValueError: fewer than two classes, a class with a single example, NaN, or an unknown learner.
+        """
+        if self.robust not in ("groupdro", "rwg", "subg"):
+            raise ValueError(f"robust is {self.robust!r}; choose 'groupdro', 'rwg' or 'subg'")
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val go together; give both or neither")
+        X, y = _checked(self, X, y)
+        seed, steps = as_seed(self.random_state), _steps(self.steps)
+        self.validation_indices_ = None
+        train = np.arange(len(y))
+        if X_val is None:
+            held = _stratified_part(y, self.validation_fraction, seed)
+            # Too few examples to spare any: then the training data select.
+            self.validation_indices_ = held if len(held) else train
+            train = np.setdiff1d(train, held)
+            X_val, y_val = X[self.validation_indices_], y[self.validation_indices_]
+        else:
+            X_val, y_val = _checked(self, X_val, y_val, reset=False)
+
+        found = discover_environments(
+            X[train], y[train], validation=(X_val, y_val), model=self.model, search=self.search, steps=steps,
+            random_state=seed, device=self.device,
+        )  # fmt: skip
+        self.discovery_, self.classes_, self.degenerate_ = found, found.classes, found.degenerate
+        self.environments_ = np.empty(len(y), np.int64)
+        self.validation_environments_ = found.validation.numpy()
+        if self.validation_indices_ is not None:
+            self.environments_[self.validation_indices_] = self.validation_environments_
+        self.environments_[train] = found.train.numpy()
+
+        inputs, held_inputs = (found.twins.prepare(torch.from_numpy(part)) for part in (X[train], X_val))
+        if found.degenerate:
+            warnings.warn(
+                "the discovered environments are degenerate; training class-balanced ERM in place of "
+                f"{self.robust!r}, selected by the worst class",
+                UserWarning,
+                stacklevel=2,
+            )
+            groups, held_groups = found.labels, found.validation_labels
+        else:
+            groups, held_groups = found.groups(), found.groups(validation=True)
+        fit = fit_groups(
+            inputs, found.labels, groups, held_inputs, found.validation_labels, held_groups,
+            make_model=self.model or zero_head(inputs.shape[1], len(self.classes_)),
+            learner="rwg" if found.degenerate else self.robust,
+            draws=draw_hyperparameters(self.search if isinstance(self.search, int) else 10, generator=seed),
+            steps=found.flip_history[-1][0],
+            seed=seed,
+            device=self.device,
+        )  # fmt: skip
+        self.worst_group_accuracy_ = float(fit.worst_group_accuracy[:, fit.chosen].max())
+        # In double precision a row's prediction does not depend on the rows beside it.
+        self.network_ = fit.model.cpu().double() if self.model is None else fit.model.cpu()
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """Probabilities (n, K) of the classes."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float32, allow_nd=self.model is not None)
+        inputs = self.discovery_.twins.prepare(torch.from_numpy(X))
+        with torch.no_grad():
+            logits = self.network_(inputs.double() if self.model is None else inputs)
+        return logits.double().softmax(1).numpy()
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Labels (n,)."""
+        most_likely = self.predict_proba(X).argmax(1)
+        return self.classes_[most_likely]
+
+
+def _checked(estimator: Any, X: Any, y: Any, *, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    allow_nd = estimator.model is not None
+    X, y = validate_data(estimator, X, y, reset=reset, dtype=np.float32, allow_nd=allow_nd)
+    check_classification_targets(y)
+    return X, y
+
+
+def _steps(steps: int | str) -> int | None:
+    if steps == "auto":
+        return None
+    if isinstance(steps, str):
+        raise ValueError(f"steps is {steps!r}; give a number or 'auto'")
+    return steps
+
+
+def _stratified_part(y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Places of about `fraction` of each class, in order; none of classes with fewer than four examples."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_fraction is {fraction}; it needs to lie between 0 and 1")
+    generator = numpy_generator(seed, "validation")
+    parts = []
+    for members in (np.flatnonzero(y == label) for label in np.unique(y)):
+        if len(members) >= 4:
+            number = min(max(round(fraction * len(members)), 1), len(members) - 2)
+            parts.append(generator.permutation(members)[:number])
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
