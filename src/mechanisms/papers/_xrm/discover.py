@@ -278,9 +278,9 @@ def _listed(differences: pd.DataFrame) -> Any:
     from mechanisms.lab.report import Table
 
     columns = differences["rank"].nunique()
-    heads = ["column", "class", "difference", "95 % interval", "AUC", "95 % interval of AUC"]
+    heads = ["column", "class", "difference", "95 %", "AUC", "95 % of AUC"]
     return Table(
-        [*heads, "marginal difference", "marginal AUC"],
+        [*heads, "marginal", "marginal AUC"],
         [
             [
                 f"{row['column']} = {row['category']}" if row["category"] else row["column"],
