@@ -241,3 +241,15 @@ def test_hub_data_sets_read_local_folders(tmp_path: Path, monkeypatch) -> None:
     assert split.y.tolist() == [1, 0]
     with pytest.raises(ValueError, match="no column 'image'"):
         data.hub_dataset(str(tmp_path / "set"), x="image", y="label")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'owner/name' on the Hub (OfflineModeIsEnabled)\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(NotHere, match="set HF_HOME") as error:
+        data.hub_dataset("owner/name", x="image", y="label")
+    assert "\n" not in str(error.value)

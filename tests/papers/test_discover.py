@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from mechanisms.lab.tables import read_table
-from mechanisms.papers.xrm import discover
+from mechanisms.papers._xrm.discover import discover
 
 app = typer.Typer()
 app.command()(discover)

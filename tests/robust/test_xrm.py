@@ -359,6 +359,19 @@ def test_a_deterministic_shortcut_is_found_example_by_example() -> None:
     assert found.flip_rate == pytest.approx(0.1, abs=0.02)
 
 
+def test_imbalanced_classes_do_not_make_the_small_one_grow() -> None:
+    """Sizes of Waterbirds' groups, d = 64: a wrong centre of the features makes a tenth of the large class flip."""
+    sizes = torch.tensor([3498, 184, 56, 1057])
+    y, place = torch.tensor([0, 0, 1, 1]).repeat_interleave(sizes), torch.tensor([0, 1, 0, 1]).repeat_interleave(sizes)
+    x = torch.randn(len(y), 64, generator=torch.Generator().manual_seed(0))
+    x[:, :8] += ((2 * y - 1) * 1.5 / 8**0.5).unsqueeze(1)
+    x[:, 8:16] += ((2 * place - 1) * 2.0 / 8**0.5).unsqueeze(1)
+    found = discover_environments(x + 5, y, search=[Setting(1e-3)], steps=2000, random_state=0, device="cpu")
+    minority = y != place
+    assert float(found.train[minority].float().mean()) > 0.7
+    assert float(found.train[~minority].float().mean()) < 0.03
+
+
 def test_permuting_the_classes_leaves_the_environments_unchanged() -> None:
     x, y, _ = shortcut(600, classes=3)
     noisy = x.double() + torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
@@ -368,6 +381,17 @@ def test_permuting_the_classes_leaves_the_environments_unchanged() -> None:
     other = discover_environments(noisy, permutation[y], **options)
     assert torch.equal(one.train, other.train)
     torch.testing.assert_close(one.held_out_probabilities, other.held_out_probabilities[:, permutation])
+
+
+@quiet
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_given_data_are_left_as_they_were(dtype: torch.dtype) -> None:
+    x, y, _ = shortcut(100)
+    x = x.to(dtype)
+    before, labels = x.clone(), y.clone()
+    discover_environments(x, y, validation=(x, y), steps=20, search=2, random_state=0, device="cpu")
+    assert torch.equal(x, before)
+    assert torch.equal(y, labels)
 
 
 @quiet

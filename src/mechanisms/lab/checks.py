@@ -7,21 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
-from mechanisms.lab.outcomes import Outcome, Verdict, join_verdicts
+from mechanisms.lab.outcomes import Number, Outcome, Verdict, join_verdicts
 from mechanisms.lab.readings import Missing, Reads, numbers, seed_list, units_of, widen
 from mechanisms.lab.records import Cell
-from mechanisms.lab.statistics import (
-    Number,
-    bounded_interval,
-    clopper_pearson,
-    satisfies,
-    skewed,
-    student_interval,
-    violates,
-    zero_variance,
-)
 
 ERROR = 0.05  # of each claim, two-sided
 ENOUGH_SEEDS = 10  # with fewer, a random claim is provisional
@@ -96,6 +84,8 @@ class MeanCheck:
 
     def evaluate(self, cell: Cell, *, looks: int = 1, share: int = 1) -> Outcome:
         """Decide on the records of a cell; the error of 5 % is split over `looks` stages and `share` joined checks."""
+        from mechanisms.lab import statistics  # with NumPy and SciPy: recipes that only name checks stay light
+
         confidence = _confidence(looks, share)
         try:
             found, marks = numbers(cell, self.metric, self.variants)
@@ -104,14 +94,18 @@ class MeanCheck:
         # Columns are the variants; a difference is the first minus the second.
         by_seed = {seed: row[0] - row[1] if len(row) == 2 else row[0] for seed, row in found.items()}
         diverged = [seed for seed, value in by_seed.items() if not math.isfinite(value)]
-        sample = np.array([value for value in by_seed.values() if math.isfinite(value)])
+        sample = [value for value in by_seed.values() if math.isfinite(value)]
         if diverged:
             marks.append(f"diverged: {seed_list(diverged)}")
         interval, bounded, verdict = None, None, "undecided"
         if len(sample) >= 2:
-            interval = _ends(student_interval(sample, confidence))
+            interval = _ends(statistics.student_interval(sample, confidence))
             verdict = self._judge(interval, bool(diverged))
-            marks += [name for name, rule in (("zero variance", zero_variance), ("skewed", skewed)) if rule(sample)]
+            marks += [
+                name
+                for name, rule in (("zero variance", statistics.zero_variance), ("skewed", statistics.skewed))
+                if rule(sample)
+            ]
             if self.bounds is not None and {"zero variance", "skewed"} & set(marks):
                 bounded = self._bounded(sample, marks, confidence, bool(diverged))
         elif len(sample) == 1:
@@ -119,7 +113,7 @@ class MeanCheck:
         return Outcome(
             verdict=verdict,
             statement=self.statement,
-            estimate=float(sample.mean()) if len(sample) else None,
+            estimate=math.fsum(sample) / len(sample) if sample else None,
             interval=interval,
             confidence=confidence,
             seeds=len(sample),
@@ -129,21 +123,25 @@ class MeanCheck:
         )
 
     def _judge(self, interval: tuple[float, float], diverged: bool) -> Verdict:
+        from mechanisms.lab import statistics  # with NumPy and SciPy: recipes that only name checks stay light
+
         # What a diverged run would have measured is unknown, so the others decide nothing.
         if diverged:
             return "undecided"
         return _verdict(
-            satisfies(*interval, self.smallest, self.largest, strict=self.strict),
-            violates(*interval, self.smallest, self.largest, strict=self.strict),
+            statistics.satisfies(*interval, self.smallest, self.largest, strict=self.strict),
+            statistics.violates(*interval, self.smallest, self.largest, strict=self.strict),
         )
 
-    def _bounded(self, sample: np.ndarray, marks: list[str], confidence: float, diverged: bool) -> Verdict | None:
+    def _bounded(self, sample: list[float], marks: list[str], confidence: float, diverged: bool) -> Verdict | None:
+        from mechanisms.lab import statistics  # with NumPy and SciPy: recipes that only name checks stay light
+
         assert self.bounds is not None
         smallest, largest = self.bounds
         if len(self.variants) == 2:
             smallest, largest = smallest - largest, largest - smallest
         try:
-            return self._judge(_ends(bounded_interval(sample, (smallest, largest), confidence)), diverged)
+            return self._judge(_ends(statistics.bounded_interval(sample, (smallest, largest), confidence)), diverged)
         except ValueError:
             marks.append(f"values outside the bounds {self.bounds}")
             return None
@@ -171,6 +169,8 @@ class ShareCheck:
 
     def evaluate(self, cell: Cell, *, looks: int = 1, share: int = 1) -> Outcome:
         """Decide on the records of a cell; the error of 5 % is split over `looks` stages and `share` joined checks."""
+        from mechanisms.lab import statistics  # with NumPy and SciPy: recipes that only name checks stay light
+
         confidence = _confidence(looks, share)
         try:
             found, marks = self._by_seed(cell)
@@ -181,13 +181,13 @@ class ShareCheck:
         diverged = [seed for seed, row in found.items() if not all(map(math.isfinite, row))]
         interval, verdict = None, "undecided"
         if finite:
-            interval = _ends(clopper_pearson(sum(finite), len(finite), confidence))
-            verdict = _verdict(satisfies(*interval, self.share), violates(*interval, self.share))
+            interval = _ends(statistics.clopper_pearson(sum(finite), len(finite), confidence))
+            verdict = _verdict(statistics.satisfies(*interval, self.share), statistics.violates(*interval, self.share))
         if diverged:
             marks.append(f"diverged: {seed_list(diverged)}")
             # Never *holds*; *fails* only where it would fail had every diverged unit succeeded.
             best = sum(finite) + len(units) - len(finite)
-            fails = violates(*clopper_pearson(best, len(units), confidence), self.share)
+            fails = statistics.violates(*statistics.clopper_pearson(best, len(units), confidence), self.share)
             verdict = "fails" if fails else "undecided"
         seeds = sum(any(map(math.isfinite, row)) for row in found.values())
         return Outcome(
@@ -231,7 +231,7 @@ class ShareCheck:
                 answer = function(reads)
             except KeyError as error:
                 raise Missing(f"metric {error} is missing in seed {seed}") from None
-            if not isinstance(answer, bool | np.bool_):
+            if type(answer).__name__ not in ("bool", "bool_"):  # Python's and NumPy's
                 raise TypeError(f"{self.statement}: the function returned {answer!r}, expected True or False")
             found[seed] = [math.nan if any(read.diverged for read in reads.values()) else float(answer)]
         return found, marks

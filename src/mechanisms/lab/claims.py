@@ -23,11 +23,11 @@ from typing import Any
 from mechanisms.lab.checks import STAGES as STAGES
 from mechanisms.lab.checks import AllOf, ExactCheck, MeanCheck, ShareCheck
 from mechanisms.lab.checks import Check as Check
+from mechanisms.lab.outcomes import Number
 from mechanisms.lab.outcomes import Outcome as Outcome
 from mechanisms.lab.outcomes import Verdict as Verdict
 from mechanisms.lab.outcomes import describe as describe
 from mechanisms.lab.outcomes import verdict_label as verdict_label
-from mechanisms.lab.statistics import Number
 
 
 @dataclass(frozen=True)

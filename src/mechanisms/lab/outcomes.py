@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["holds", "fails", "undecided", "not run"]
+Number = float | int
 
 
 @dataclass(frozen=True)

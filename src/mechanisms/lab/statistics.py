@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from mechanisms.lab.outcomes import Number
+
 # Spelled out for the shape checks of the tests, where a lone number is no `ArrayLike`, and a mean is no `NDArray`.
-Number = float | int
 Values = ArrayLike | Number
 Result = NDArray | np.floating
 Truth = NDArray[np.bool_] | np.bool_

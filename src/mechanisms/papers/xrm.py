@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from mechanisms.lab import Claim, Experiment, Figure, Paper, all_of, at_least, at_most, close_to
-from mechanisms.papers._xrm.groups import BASELINES, DISCOVERED, ORACLE, Groups, run_groups
+from mechanisms.lab.figures import bars, curves
+from mechanisms.papers._xrm.groups import BASELINES, DISCOVERED, LEARNERS, ORACLE, Groups, run_groups
 from mechanisms.papers._xrm.one_minute import OneMinute, run_one_minute
 from mechanisms.papers._xrm.over_time import ABLATIONS, ERRORS, OverTime, run_over_time
 
@@ -32,24 +33,23 @@ COLOUR: dict[str, Any] = {
 SMOKE: dict[str, Any] = {"search": 2, "draws": 2, "twin_steps": 30, "steps": 20, "every": 10}
 
 
-def _figures() -> tuple[Figure, ...]:
-    from mechanisms.lab.figures import bars, curves
+MATCH = "Match of environment 1 and the true minority (F1)"
 
+
+def _figures(variants: tuple[str, ...]) -> tuple[Figure, ...]:
+    trained = tuple(variant for variant in variants if variant.endswith(LEARNERS) or variant == "erm")
     return (
-        bars(WGA, "Accuracy on the worst test group"),
-        bars("f1", "Match of environment 1 and the true minority (F1)"),
-        curves("flip_rate", "Labels flipped"),
-        curves("validation_worst_group_accuracy", "Worst validation group over training"),
+        bars(WGA, "Accuracy on the worst test group", variants=variants),
+        bars("f1", MATCH, variants=("xrm-groupdro",)),
+        curves("flip_rate", "Labels flipped", variants=("xrm-groupdro",)),
+        curves("validation_worst_group_accuracy", "Worst validation group over training", variants=trained),
     )
 
 
-def _figures_over_time() -> tuple[Figure, ...]:
-    from mechanisms.lab.figures import curves
-
-    return (
-        curves("f1", "Match of environment 1 and the true minority (F1)"),
-        curves("flip_rate", "Labels flipped"),
-    )
+OVER_TIME_FIGURES = (
+    curves("f1", MATCH, variants=(*ABLATIONS, *ERRORS)),
+    curves("flip_rate", "Labels flipped", variants=("xrm", "unbalanced", "no-held-out")),
+)
 
 
 WATERBIRDS_LIKE = Experiment(
@@ -84,7 +84,7 @@ WATERBIRDS_LIKE = Experiment(
             note="Shortfall in balanced accuracy of the chosen combination to the best of the ten.",
         ),
     ),
-    figures=_figures(),
+    figures=_figures(GROUP_VARIANTS),
 )
 
 COLOURED_DIGITS = Experiment(
@@ -107,7 +107,7 @@ COLOURED_DIGITS = Experiment(
             note="Where the environments found are exactly the colours, the first half holds as a consequence.",
         ),
     ),
-    figures=_figures(),
+    figures=_figures(COLOUR_VARIANTS),
 )
 
 COLOURED_IMAGES = Experiment(
@@ -139,7 +139,7 @@ COLOURED_IMAGES = Experiment(
             published=f"ColorMNIST: human environments do not help, XRM's do ({SOURCE})",
         ),
     ),
-    figures=_figures(),
+    figures=_figures(COLOUR_VARIANTS),
 )
 
 FLIPS_OVER_TIME = Experiment(
@@ -173,7 +173,7 @@ FLIPS_OVER_TIME = Experiment(
             published=f"annotates training and validation data ({SOURCE})",
         ),
     ),
-    figures=_figures_over_time(),
+    figures=OVER_TIME_FIGURES,
 )
 
 FLIPS_OVER_TIME_MLP = Experiment(
@@ -204,7 +204,7 @@ FLIPS_OVER_TIME_MLP = Experiment(
             note="Expected to fail: after 2,000 steps the twins confirm each other and flip ordinary examples.",
         ),
     ),
-    figures=_figures_over_time(),
+    figures=OVER_TIME_FIGURES,
 )
 
 ONE_MINUTE = Experiment(
@@ -226,7 +226,7 @@ ONE_MINUTE = Experiment(
             published="0.86 and 0.86 (the authors' repository)",
         ),
     ),
-    figures=_figures()[:1],
+    figures=(bars(WGA, "Accuracy on the worst test group", variants=("none", "human", "xrm")),),
 )
 
 paper = Paper(

@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Trial:
     setting: Setting
     flip_rate: float
     degenerate: bool
-    train: Int64[Tensor, " examples"]
+    train: Int64[Tensor, " examples"] = field(compare=False, repr=False)
 
     @property
     def score(self) -> float:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[missing-module-attribute]
 from torch import nn
 
 from mechanisms._base.seeds import RandomState, as_seed, numpy_generator
@@ -96,7 +96,7 @@ class EnvironmentDiscoverer(BaseEstimator):
         return self.discovery_.annotate(X, y, device=self.device).numpy()
 
     def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
+        tags = super().__sklearn_tags__()  # type: ignore[missing-attribute]
         tags.target_tags.required = True
         return tags
 
@@ -185,6 +185,8 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
             X[train], y[train], validation=(X_val, y_val), model=self.model, search=self.search, steps=steps,
             random_state=seed, device=self.device,
         )  # fmt: skip
+        assert found.validation is not None
+        assert found.validation_labels is not None
         self.discovery_, self.classes_, self.degenerate_ = found, found.classes, found.degenerate
         self.environments_ = np.empty(len(y), np.int64)
         self.validation_environments_ = found.validation.numpy()

@@ -65,8 +65,8 @@ def discover_environments(
         model: returns a fresh network from inputs to K logits. Default a linear head that starts at zero.
         search: how many combinations to draw from `Search()` (the paper takes 10), a `Search`, or the combinations.
         steps: updates per combination; default 40 epochs, but between 1500 and 5000 (300 for less than one batch).
-        standardize: bring features to mean 0 and variance 1 with the training statistics; default only for the
-            linear head.
+        standardize: bring features to mean 0 and variance 1 with the training statistics, in which every class weighs
+            the same; default only for the linear head.
         flips, balanced, held_out: False switches off label flipping, class balancing, or flips from the network that
             has not trained on the example (ablations).
         snapshots: steps at which the environments are also kept.
@@ -114,7 +114,7 @@ def discover_environments(
                 "text first (mechanisms.robust.embed), or pass a model"
             )
         if standardize:
-            twins_input = Twins(nn.Identity(), nn.Identity(), *_statistics(rows.inputs))
+            twins_input = Twins(nn.Identity(), nn.Identity(), *_statistics(rows.inputs, labels))
         model = model or zero_head(rows.inputs.shape[1], len(classes))
     if isinstance(rows, TensorRows):
         rows = TensorRows(twins_input.prepare(rows.inputs))
@@ -207,13 +207,20 @@ def zero_head(features: int, num_classes: int) -> Callable[[], nn.Module]:
     return make
 
 
-def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature; constant features are left unscaled."""
-    mean = inputs.mean(0, dtype=torch.float64)
-    scale = inputs.sub(mean).square_().mean(0).sqrt()
+def _statistics(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature with every class weighing the same; constant features stay unscaled.
+
+    Around the plain mean a head without bias yet favours small classes, and the first flips would go to them: with
+    imbalanced classes the twins then never come back from it.
+    """
+    share = 1 / labels.bincount()[labels].double() / len(labels.unique())
+    # Block by block and on the CPU: large features may not fit a second time, and not every device knows doubles.
+    blocks = list(zip(inputs.split(8192), share.split(8192), strict=True))
+    mean = torch.stack([weight @ block.cpu().double() for block, weight in blocks]).sum(0)
+    square = torch.stack([weight @ (block.cpu().double() - mean).square_() for block, weight in blocks]).sum(0)
+    scale = square.sqrt()
     scale[scale <= 1e-7 * mean.abs()] = 1
-    scale[scale == 0] = 1
-    return mean.to("cpu", inputs.dtype), scale.to("cpu", inputs.dtype)
+    return mean.to(inputs.dtype), scale.to(inputs.dtype)
 
 
 def _check_classes(classes: np.ndarray, labels: Tensor) -> None:

@@ -21,7 +21,7 @@ class ChecksumError(ValueError):
     """What came over the network is not what was asked for; nothing was kept."""
 
 
-def download(url: str, sha256: str, *, folder: Path | None = None, timeout: float = 30.0) -> Path:
+def download(url: str, sha256: str, *, folder: Path | None = None, timeout: float | int = 30.0) -> Path:
     """Fetch a file once; it is there whole and checked, or not at all.
 
     Args:
@@ -70,7 +70,7 @@ def _checksum(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(url: str, sha256: str, path: Path, timeout: float) -> None:
+def _fetch(url: str, sha256: str, path: Path, timeout: float | int) -> None:
     by_hand = f"get it by hand and put it at {path}"
     request = urllib.request.Request(url, headers={"User-Agent": "mechanisms"})
     digest, received = hashlib.sha256(), 0

@@ -197,15 +197,13 @@ def hub_dataset(
 
     Raises:
         NotHere: the hub cannot be reached or has no such data set.
-        ValueError: no such column, split or configuration, or inputs of different shapes.
+        ValueError: a name that cannot be one, no such column, split or configuration, or inputs of different shapes.
 
-    >>> import os
-    >>> os.environ["HF_HUB_OFFLINE"] = "1"
     >>> try:
-    ...     hub_dataset("nobody/nothing", x="image", y="label")
+    ...     hub_dataset("/nowhere/at/all", x="image", y="label")
     ... except NotHere as missing:
     ...     print(str(missing).split(" (")[0])
-    nobody/nothing could not be fetched from the Hugging Face hub
+    /nowhere/at/all could not be fetched from the Hugging Face hub
     """
     datasets = require("datasets", "hub")
     try:

@@ -21,8 +21,8 @@ CORE, SPURIOUS = slice(0, 8), slice(8, 16)
 def waterbirds_like(
     seed: int,
     *,
-    spurious: float = 2.0,
-    core: float = 1.5,
+    spurious: float | int = 2.0,
+    core: float | int = 1.5,
     dim: int = 64,
     rotate: bool = True,
     sizes: Mapping[str, tuple[int, int, int, int]] = WATERBIRDS_SIZES,
@@ -73,7 +73,7 @@ def _random_rotation(dim: int, generator: np.random.Generator) -> np.ndarray:
     return q * np.sign(np.diag(r))
 
 
-def two_moons(seed: int, n: int = 500, noise: float = 0.1) -> Split:
+def two_moons(seed: int, n: int = 500, noise: float | int = 0.1) -> Split:
     """Two interleaved half circles, scikit-learn's.
 
     Args:
@@ -93,7 +93,7 @@ def two_moons(seed: int, n: int = 500, noise: float = 0.1) -> Split:
     return Split(x.astype(np.float32), y.astype(np.int64))
 
 
-def gaussian_blobs(seed: int, n: int = 500, *, classes: int = 3, dim: int = 2, spread: float = 1.0) -> Split:
+def gaussian_blobs(seed: int, n: int = 500, *, classes: int = 3, dim: int = 2, spread: float | int = 1.0) -> Split:
     """One round Gaussian cloud per class, scikit-learn's; the centres are uniform in [-10, 10].
 
     Args:

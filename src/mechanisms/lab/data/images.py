@@ -26,6 +26,7 @@ GET_FASHION = (
     "on Debian: apt install dataset-fashion-mnist; or put the four .gz files of "
     "https://github.com/zalandoresearch/fashion-mnist into a folder fashion-mnist and set MECHANISMS_DATA to its parent"
 )
+Rate = float | int | tuple[float | int, ...]  # one for all environments, or one for each
 LARGEST_IDX = 2**31  # bytes; an IDX file that claims more is refused before anything is allocated
 
 
@@ -41,10 +42,10 @@ class ColourRecipe:
     (0.2, 0.3)
     """
 
-    label_noise: float | tuple[float, ...] = 0.25
-    colour_noise: float | tuple[float, ...] = (0.2, 0.1)
-    test_label_noise: float = 0.25
-    test_colour_noise: float = 0.9
+    label_noise: Rate = 0.25
+    colour_noise: Rate = (0.2, 0.1)
+    test_label_noise: float | int = 0.25
+    test_colour_noise: float | int = 0.9
 
 
 RECIPES: Mapping[str, ColourRecipe] = {
@@ -177,8 +178,8 @@ def colour(
     labels: np.ndarray,
     generator: np.random.Generator,
     *,
-    label_noise: float | tuple[float, ...] = 0.25,
-    colour_noise: float | tuple[float, ...] = (0.2, 0.1),
+    label_noise: Rate = 0.25,
+    colour_noise: Rate = (0.2, 0.1),
     num_classes: int = 10,
 ) -> Split:
     """Make labels binary and noisy, and give each image one of two colours that mostly follows the label.

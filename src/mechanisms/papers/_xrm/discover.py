@@ -46,6 +46,17 @@ def discover(
     and the page says which columns differ between the environments within each class.
 
     Images and texts: embed them first (mechanisms.robust.embed) and give the embeddings as a table.
+    \f
+
+    Raises:
+        typer.Exit: with code 2 after one line of error; nothing was written.
+
+    >>> with contextlib.redirect_stderr(None):
+    ...     try:
+    ...         discover(Path("nowhere.csv"), out=Path("found.csv"), label="animal")
+    ...     except typer.Exit as end:
+    ...         end.exit_code
+    2
     """
     from mechanisms._base.extras import MissingExtra
     from mechanisms.lab.paper import NotHere
@@ -217,10 +228,11 @@ class _Request:
             for name, justify in (("column", "left"), ("class", "left"), ("difference", "right"), ("AUC", "right")):
                 top.add_column(name, justify=justify)  # type: ignore[arg-type]
             top.add_column("95 %", justify="right")
-            for row in ranked.itertuples(index=False):
-                name = f"{row.column} = {row.category}" if row.category else row.column
-                interval = f"{row.auc_low:.2f} to {row.auc_high:.2f}"
-                top.add_row(_shown(name), _shown(row[3]), f"{row.difference:+.2f}", f"{row.auc:.2f}", interval)
+            for row in ranked.to_dict("records"):
+                name = f"{row['column']} = {row['category']}" if row["category"] else row["column"]
+                interval = f"{row['auc_low']:.2f} to {row['auc_high']:.2f}"
+                numbers = (f"{row['difference']:+.2f}", f"{row['auc']:.2f}", interval)
+                top.add_row(_shown(name), _shown(row["class"]), *numbers)
             out.print(top)
         for what, path in (("table", self.out), ("page", self.page), ("discovery", self.save)):
             if path is not None:
@@ -242,8 +254,6 @@ class _Request:
             f"All rows of class {name!r} are in one environment: do not train on these environments as they are."
             for name in _degenerate(rows)
         ]
-        listed = differences[differences["rank"] <= LISTED].drop(columns="rank")
-        listed = listed.rename(columns={name: name.replace("_", " ") for name in listed.columns})
         explanation = (
             "Environment 1 against environment 0 within each class, ranked by the smaller |AUC - 0.5| over the "
             "classes. Difference: of the means in standard deviations; of categories, the one whose frequency differs "
@@ -254,13 +264,43 @@ class _Request:
         made = "with the discovery kept in " + str(self.apply) if self.apply else f"anew with seed {self.seed}"
         sections = [
             Section("Environments", found),
-            Section("What differs within the classes", [explanation, _figure(differences), listed]),
+            Section("What differs within the classes", [explanation, _figure(differences), _listed(differences)]),
             Section("How this was made", [f"{self.table}, {made}, mechanisms {__version__}.", *notes]),
         ]
         lead = "Rows that either of the twin classifiers gets wrong are environment 1, the others environment 0."
         with tempfile.TemporaryDirectory() as folder:
             path = write_page(f"Environments in {self.table.name}", sections, Path(folder) / "page.html", lead=lead)
             return path.read_bytes()
+
+
+def _listed(differences: pd.DataFrame) -> Any:
+    """The differences as a table that fits on a page."""
+    from mechanisms.lab.report import Table
+
+    columns = differences["rank"].nunique()
+    heads = ["column", "class", "difference", "95 %", "AUC", "95 % of AUC"]
+    return Table(
+        [*heads, "marginal", "marginal AUC"],
+        [
+            [
+                f"{row['column']} = {row['category']}" if row["category"] else row["column"],
+                row["class"],
+                row["difference"],
+                _range(row["low"], row["high"]),
+                row["auc"],
+                _range(row["auc_low"], row["auc_high"]),
+                row["marginal_difference"],
+                row["marginal_auc"],
+            ]
+            for row in differences[differences["rank"] <= LISTED].to_dict("records")
+        ],
+        caption=f"The first {LISTED} columns of {columns}" if columns > LISTED else "",
+    )
+
+
+def _range(low: float, high: float) -> str | None:
+    # Spaces that do not break keep an interval on one line.
+    return f"{low:.2f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high:.2f}".replace("-", "−") if low == low else None
 
 
 def _figure(differences: pd.DataFrame) -> Any:
@@ -290,6 +330,15 @@ def _figure(differences: pd.DataFrame) -> Any:
             hovertemplate="%{text}<br>AUC %{x:.3f}<extra>%{fullData.name}</extra>",
         )
     heads = drawn.drop_duplicates("rank")
+    figure.add_scatter(
+        x=heads["marginal_auc"].tolist(),
+        y=heads["rank"].tolist(),
+        mode="markers",
+        marker={"color": PALETTE[5][0], "symbol": "circle-open", "size": 9},
+        name="all classes together",
+        text=[plain(column) for column in heads["column"]],
+        hovertemplate="%{text}<br>AUC %{x:.3f}<extra>%{fullData.name}</extra>",
+    )
     figure.add_vline(x=0.5, line={"dash": "dot", "color": "#808080"})
     figure.update_layout(
         template="plotly_white",
