@@ -35,8 +35,9 @@ app = typer.Typer(
 )
 # Tables that go to a file or a pipe are wide; a terminal has its own width.
 WIDE = None if sys.stdout.isatty() else 160
-out = Console(width=WIDE)
-err = Console(stderr=True)
+SECOND = os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks for all
+out = Console(width=WIDE, quiet=SECOND)
+err = Console(stderr=True, quiet=SECOND)
 
 MARKS = {"holds": "[green]✔ holds[/]", "fails": "[red]✘ fails[/]", "undecided": "[yellow]? undecided[/]"}
 

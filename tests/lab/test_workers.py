@@ -47,6 +47,17 @@ def test_failures_and_missing_data_are_told_by_every_back_end(toy: Path) -> None
     assert "Traceback" not in done.stderr
 
 
+def test_a_worker_that_dies_costs_its_own_run_only(toy: Path) -> None:
+    words = ("--scale", "smoke", "--seeds", 4, "--device", "cpu", "--jobs", 2, "--results", toy)
+    done = mech("run", "toy", "crash", *words)
+    assert done.returncode == 1
+    assert "the worker was lost" in done.stderr
+    assert "Traceback" not in done.stderr
+    again = mech("run", "toy", "crash", *words, "--variant", "lives")
+    assert again.returncode == 0
+    assert len(metrics(toy)) == 4
+
+
 def test_processes_under_torchrun_train_one_run_together(toy: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     words = ["mechanisms.cli", "run", "toy", "joint", "--device", "cpu", "--results", str(toy), "--scale", "laptop"]

@@ -36,7 +36,7 @@ def finds(environments: np.ndarray, truth: np.ndarray) -> bool:
 @pytest.mark.user_input
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::sklearn.exceptions.SkipTestWarning")
 @parametrize_with_checks(
-    [EnvironmentDiscoverer(random_state=0, device="cpu"), XRMClassifier(random_state=0, device="cpu")],
+    [EnvironmentDiscoverer(random_state=0, device="cpu"), XRMClassifier(search=3, random_state=0, device="cpu")],
     expected_failed_checks=lambda estimator: {},
 )
 def test_the_estimator_contract(estimator, check) -> None:

@@ -423,6 +423,15 @@ class Pairs(Dataset):
 
 
 @quiet
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_features_of_other_dtypes_become_single_precision(dtype: torch.dtype) -> None:
+    x, y, _ = shortcut(200)
+    options = {"random_state": 0, "steps": 60, "search": 2, "device": "cpu"}
+    found = discover_environments(x.to(dtype), y, **options)
+    assert torch.equal(found.train, discover_environments(x.to(dtype).float(), y, **options).train)
+
+
+@quiet
 def test_environments_do_not_depend_on_the_number_of_workers() -> None:
     x, y, _ = shortcut(200)
     options = {
@@ -600,6 +609,7 @@ class Endless(IterableDataset):
         (torch.randn(8, 3, 2, 2), [0, 1] * 4, {}, ValueError, "pass a model"),
         (torch.randn(8, 3), [0, 1] * 4, {"validation": (torch.randn(1, 3), [7])}, ValueError, r"labels \[7\]"),
         (torch.randn(8, 3), [0, 1] * 4, {"validation": (torch.randn(1, 4), [1])}, ValueError, "expect 3 features"),
+        (torch.randn(8, 3), [0, 1] * 4, {"validation": Pairs(torch.zeros(1, 3), [0])}, ValueError, "needs to be"),
         (torch.randn(8, 3), [0, 1] * 4, {"steps": 0}, ValueError, "at least 1"),
         (torch.randn(8, 3), [0, 1] * 4, {"steps": 3, "snapshots": [4]}, ValueError, "snapshots within"),
         (torch.randn(8, 3), [0, 1] * 4, {"search": []}, ValueError, "no combination"),

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,12 +51,22 @@ class Processes:
         # Workers hold the reading end: it closes when this process closes the writing end or dies.
         reader, self._alive = context.Pipe(duplex=False)
         self._reader = reader
-        self._pool = ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(reader, self._news))
+        self._context = context
+        self._pool = self._make_pool()
+
+    def _make_pool(self) -> ProcessPoolExecutor:
+        arguments = (self._reader, self._news)
+        return ProcessPoolExecutor(self.width, self._context, initializer=_start_worker, initargs=arguments)
 
     def submit(self, task: Task) -> Future[Result]:
-        """Queue the task for the next free worker."""
+        """Queue the task for the next free worker; a pool that lost one (out of memory, say) is replaced."""
         self._names[task.name] = task
-        return self._pool.submit(_work, task)
+        try:
+            return self._pool.submit(_work, task)
+        except BrokenExecutor:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._make_pool()
+            return self._pool.submit(_work, task)
 
     def poll(self) -> None:
         """Hand the workers' progress to the display."""

@@ -77,7 +77,7 @@ def can_stack(make_model: Callable[[], nn.Module], rows: Rows) -> bool:
     >>> can_stack(lambda: nn.Linear(3, 2), TensorRows(torch.zeros(4, 3)))
     True
     """
-    if not isinstance(rows, TensorRows) or not rows.inputs.is_floating_point():
+    if not isinstance(rows, TensorRows) or rows.inputs.dtype not in (torch.float32, torch.float64):
         return False
     with seeded(0, rows.inputs.device):
         model = make_model()
@@ -121,8 +121,6 @@ def _train_stacked(problem: Problem, settings: Sequence[Setting], seed: int) -> 
         train, held = stack.annotate(inputs, labels).cpu(), None
         if isinstance(held_rows, TensorRows) and held_labels is not None:
             held = stack.annotate(held_rows.inputs, held_labels.to(problem.device)).cpu()
-        elif held_rows is not None and held_labels is not None:
-            raise ValueError("validation is a data set but the training data are in memory; give both the same way")
         return train, held
 
     history: list[tuple[int, Tensor]] = []
@@ -188,7 +186,7 @@ def _train_alone(problem: Problem, setting: Setting, seed: int) -> Outcome:
     return Outcome(
         setting, curve[-1][1], curve, train, held,
         tuple(Snapshot(step, at[step], some, others) for step, some, others in shots),
-        _missing(problem, train, held), (~trainer.assignment).long().cpu(), lambda: networks,
+        _missing(problem, train, held), (~trainer.assignment).long(), lambda: networks,
     )  # fmt: skip
 
 

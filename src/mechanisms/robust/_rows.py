@@ -33,7 +33,10 @@ class TensorRows:
 
 
 class DatasetRows:
-    """Rows of a map-style data set, loaded by worker processes; the order does not depend on their number."""
+    """Rows of a map-style data set, loaded by worker processes; the order does not depend on their number.
+
+    Random augmentation in the data set is the user's: its draws do depend on the number of workers.
+    """
 
     def __init__(self, dataset: Dataset, num_workers: int) -> None:
         self.dataset, self.num_workers = dataset, num_workers
@@ -108,7 +111,7 @@ def as_inputs(data: Any, *, to_float: bool) -> Tensor:
     if data.is_floating_point():
         if not torch.isfinite(data).all():
             raise ValueError("inputs contain NaN or infinity; fill or drop these values first")
-        return data
+        return data.float() if to_float and data.dtype in (torch.float16, torch.bfloat16) else data
     return data.float() if to_float else data
 
 

@@ -62,7 +62,7 @@ class Twins:
     """Trained twin networks with the standardisation of their inputs.
 
     Attributes:
-        a, b: the networks.
+        a, b: the networks; they live on the CPU.
         mean, scale: (features,) taken off the inputs and divided out, or None.
 
     >>> twins = Twins(nn.Linear(2, 2), nn.Linear(2, 2), torch.zeros(2), torch.ones(2))
@@ -92,6 +92,7 @@ class Twins:
             for batch in batches:
                 inputs = self.prepare(map_tensors(batch, lambda values: values.to(chosen)))
                 outputs.append((a(inputs).cpu(), b(inputs).cpu()))
+        self.a.cpu(), self.b.cpu()
         one, other = zip(*outputs, strict=True)
         return torch.cat(one), torch.cat(other)
 

@@ -95,7 +95,8 @@ class TwinTrainer:
         self._flip_generator = torch_generator(seed, "flips", self.device)
         self.labels = labels.to(self.device, torch.int64)
         self.working_labels = self.labels.clone()
-        self.assignment = draw_assignment(labels, num_classes, torch_generator(seed, "assignment")).to(self.device)
+        # On the CPU, where loaders leave their indices: finding a batch's halves there lets no accelerator wait.
+        self.assignment = draw_assignment(labels, num_classes, torch_generator(seed, "assignment"))
         self.twins = nn.ModuleList(make_twins(make_model, seed, self.device))
         self.optimizer = make_optimizer(self.twins.parameters())
         self.scheduler = None if make_scheduler is None else make_scheduler(self.optimizer)
@@ -117,9 +118,10 @@ class TwinTrainer:
             "loss" of the batch and "flip_rate" of the whole training set after the flips, as tensors: reading them
             every step would make an accelerator wait.
         """
+        in_a = self.assignment[indices.cpu()]
         indices = indices.to(self.device, non_blocking=True)
         inputs = map_tensors(inputs, lambda values: values.to(self.device, non_blocking=True))
-        targets, in_a = self.working_labels[indices], self.assignment[indices]
+        targets = self.working_labels[indices]
         # Seeding by the step makes a resumed run draw the same dropout masks as an uninterrupted one.
         with seeded(self._noise_seed + self.num_steps, self.device):
             held_in, held_out = self._pass(inputs, in_a)
@@ -218,10 +220,11 @@ class TwinTrainer:
         """Held-in logits with gradient and held-out logits without, rows as in the batch."""
         if any(_mixes_rows(module) for module in self.twins.modules()):
             one, other = self._logits(0, inputs), self._logits(1, inputs)
-            choose = in_a.unsqueeze(1)
+            choose = in_a.unsqueeze(1).to(self.device, non_blocking=True)
             return torch.where(choose, one, other), torch.where(choose, other, one).detach()
         held_in, held_out, order = [], [], []
-        for twin, rows in enumerate((in_a.nonzero().flatten(), (~in_a).nonzero().flatten())):
+        for twin, half in enumerate((in_a, ~in_a)):
+            rows = half.nonzero().flatten().to(self.device, non_blocking=True)
             if len(rows):
                 part = map_tensors(inputs, lambda values, rows=rows: values[rows])
                 held_in.append(self._logits(twin, part))
@@ -350,8 +353,9 @@ def seeded(seed: int, device: torch.device) -> Generator[None]:
     ...     bool((torch.rand(2) == first).all())
     True
     """
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+    # Apple's accelerator has one generator and no list of devices to fork.
+    alone = device.type in ("cpu", "mps")
+    with torch.random.fork_rng([] if alone else [device], device_type="cuda" if alone else device.type):
         torch.manual_seed(seed)
         yield
 

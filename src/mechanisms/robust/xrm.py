@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import RandomState, as_seed
@@ -121,6 +122,8 @@ def discover_environments(
     held_rows, held_labels = None, None
     if validation is not None:
         held_x, held_y = validation if isinstance(validation, tuple | list) else (validation, None)
+        if isinstance(rows, TensorRows) and held_y is None and not isinstance(held_x, TensorDataset):
+            raise ValueError("the training data are in memory, so validation needs to be (X, y) or a TensorDataset")
         held_rows, held_given = as_rows(held_x, held_y, to_float=to_float, num_workers=num_workers, device=chosen)
         held_labels = encode_labels(held_given, classes)
         if isinstance(held_rows, TensorRows):
@@ -178,7 +181,7 @@ def discover_environments(
         labels=labels,
         validation_labels=held_labels,
         snapshots=outcome.snapshots,
-        twins=Twins(a.cpu().eval(), b.cpu().eval(), twins_input.mean, twins_input.scale),
+        twins=Twins(a, b, twins_input.mean, twins_input.scale),
     )
 
 
@@ -252,8 +255,8 @@ def _warn(outcome: Outcome, classes: np.ndarray) -> None:
         if mistakes and outcome.flip_rate > 0.5:
             advice = "the twins err on all of it: lower lr or steps"
         warnings.warn(
-            f"degenerate environments: class {names} lacks one of the two environments; {advice}. Do not use them for "
-            "group-robust training unseen",
+            f"degenerate environments: class {names} lacks one of the two environments; {advice}. Look at them before "
+            "using them for group-robust training",
             UserWarning,
             stacklevel=3,
         )

@@ -59,6 +59,15 @@ def broken(settings, variant, bench):
     return {"one": 1.0}
 
 
+def crash(settings, variant, bench):
+    """One variant takes its process down with it, as running out of memory does."""
+    import os
+
+    if variant == "dies":
+        os._exit(9)
+    return {"one": 1.0}
+
+
 def draw(cell):
     """A figure without the stock ones."""
     import plotly.graph_objects as go
@@ -122,6 +131,7 @@ paper = Paper(
             scales=SCALES,
             claims=[Claim("one is one", exactly("one", "good", 1.0, tolerance=0))],
         ),
+        Experiment(name="crash", run=crash, variants=("dies", "lives"), scales=SCALES),
         Experiment(name="joint", run=joint, variants=("all",), scales=SCALES),
     ],
 )
