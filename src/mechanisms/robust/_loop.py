@@ -6,8 +6,7 @@ stack directly saves the graph above the logits, which for small models is a goo
 Shapes: M models, B rows of a batch, K classes, n examples.
 """
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from mechanisms._base.seeds import stream_seed, torch_generator
+from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms.robust._stack import ModelStack, SharedBatches, StackedOptimizer
 from mechanisms.robust.groups import check_groups, group_weights
 
@@ -119,22 +118,9 @@ def build_stack(make_model: Callable[[], nn.Module], count: int, seed: int, devi
     """`count` models, the i-th built under a seed of its own, so that it does not depend on how many there are."""
     models = []
     for index in range(count):
-        with seeded(seed, f"weights/{index}"):
+        with seeded(stream_seed(seed, f"weights/{index}")):
             models.append(make_model().to(device))
     return ModelStack(models)
-
-
-@contextmanager
-def seeded(seed: int, name: str, device: torch.device | None = None) -> Generator[None]:
-    """Torch's own generators (fresh weights, dropout) under a stream of `seed`; afterwards they are as before."""
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        # Not torch.manual_seed: it would also reseed accelerators that are not restored afterwards.
-        torch.default_generator.manual_seed(stream_seed(seed, name))
-        for place in cuda:
-            with torch.cuda.device(place):
-                torch.cuda.manual_seed(stream_seed(seed, name))
-        yield
 
 
 def check_examples(

@@ -7,13 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mechanisms._base.seeds import torch_generator
+from mechanisms._base.seeds import seeded, torch_generator
 from mechanisms.robust._rows import Rows, TensorRows
 from mechanisms.robust._settings import Setting
 from mechanisms.robust._stack import SharedBatches, is_linear_chain
 from mechanisms.robust._twin_stack import TwinStack
 from mechanisms.robust.environments import Snapshot, missing_environments
-from mechanisms.robust.twins import TwinTrainer, seeded
+from mechanisms.robust.twins import TwinTrainer
 
 _HISTORY_POINTS = 50
 

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mechanisms._base.seeds import stream_seed, torch_generator
+from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms.robust._settings import Setting
 from mechanisms.robust._stack import ModelStack, SharedBatches, StackedOptimizer
-from mechanisms.robust.twins import cross_mistakes, draw_assignment, make_twins, seeded
+from mechanisms.robust.twins import cross_mistakes, draw_assignment, make_twins
 
 _ANNOTATION_ROWS = 8192
 

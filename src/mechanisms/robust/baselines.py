@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mechanisms._base.device import resolve_device
-from mechanisms._base.seeds import torch_generator
+from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms.robust._loop import (
     Progress,
     Rows,
@@ -33,7 +33,6 @@ from mechanisms.robust._loop import (
     batches,
     build_stack,
     check_examples,
-    seeded,
     train_stack,
     weighted_cross_entropy,
 )
@@ -299,7 +298,7 @@ def lff(
     updates = StackedOptimizer(
         stack, optimizer, lr=draws.lr * 2, weight_decay=draws.weight_decay * 2, momentum=momentum
     )
-    with seeded(seed, "noise", place):
+    with seeded(stream_seed(seed, "noise"), place):
         train_stack(
             stack,
             updates,

@@ -115,6 +115,12 @@ class Environments:
         labels, validation_labels: class indices of the examples.
         snapshots: environments at the steps asked for.
         twins: the networks, which annotate new data.
+
+    >>> from mechanisms.robust.xrm import discover_environments
+    >>> x, y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    >>> found = discover_environments(x, y, search=2, steps=50, random_state=0, device="cpu")
+    >>> found.train.shape, found.groups().max() <= 3, len(found.trials)
+    (torch.Size([40]), tensor(True), 2)
     """
 
     train: Int64[Tensor, " examples"]

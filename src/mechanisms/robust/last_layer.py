@@ -26,14 +26,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from mechanisms._base.device import resolve_device
-from mechanisms._base.seeds import stream_seed, torch_generator
+from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms.robust._loop import (
     Selection,
     batches,
     build_stack,
     check_examples,
     predict,
-    seeded,
     train_stack,
     weighted_cross_entropy,
 )
@@ -172,7 +171,7 @@ def afr(
     share = counted / counted.sum(1, keepdim=True)
     objective = weighted_cross_entropy(labels[first], lambda losses, rows: share)
     updates = StackedOptimizer(stack, optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=momentum)
-    with seeded(seed, "noise", place):
+    with seeded(stream_seed(seed, "noise"), place):
         train_stack(stack, updates, inputs[first], draw, objective, steps, steps)
     erm = stack.extract(0).eval()
 

@@ -18,14 +18,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mechanisms._base.device import resolve_device
-from mechanisms._base.seeds import torch_generator
+from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms.robust._loop import (
     Rows,
     batches,
     build_stack,
     check_examples,
     predict_stack,
-    seeded,
     train_stack,
     weighted_cross_entropy,
 )
@@ -140,7 +139,7 @@ def _errors(
 
     updates = StackedOptimizer(stack, optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=momentum)
     objective, wrong = weighted_cross_entropy(labels, weigh), []
-    with seeded(seed, "noise", place):
+    with seeded(stream_seed(seed, "noise"), place):
         for before, mark in zip([0, *marks], marks, strict=False):
             train_stack(stack, updates, inputs, draw, objective, mark - before, mark)
             errors = predict_stack(stack, inputs).argmax(-1) != labels

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mechanisms._base.device import resolve_device
-from mechanisms._base.seeds import numpy_generator, torch_generator
+from mechanisms._base.seeds import numpy_generator, seeded, stream_seed, torch_generator
 from mechanisms.robust._loop import (
     Objective,
     Progress,
@@ -35,7 +35,6 @@ from mechanisms.robust._loop import (
     batches,
     build_stack,
     check_examples,
-    seeded,
     train_stack,
     weighted_cross_entropy,
 )
@@ -291,7 +290,7 @@ def fit_groups(
         objective = weighted_cross_entropy(labels, lambda losses, rows: share)
 
     updates = StackedOptimizer(stack, optimizer, lr=draws.lr, weight_decay=draws.weight_decay, momentum=momentum)
-    with seeded(seed, "noise", place):
+    with seeded(stream_seed(seed, "noise"), place):
         train_stack(stack, updates, inputs, draw, objective, steps, evaluate_every, selection, progress)
     return GroupFit.best_of(selection, draws)
 

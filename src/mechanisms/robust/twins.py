@@ -18,8 +18,7 @@ Reference: Pezeshki, Bouchacourt, Ibrahim, Ballas, Vincent, Lopez-Paz, "Discover
 arXiv 2309.16748, section 3.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 
 from mechanisms._base.device import resolve_device
-from mechanisms._base.seeds import RandomState, as_seed, stream_seed, torch_generator
+from mechanisms._base.seeds import RandomState, as_seed, seeded, stream_seed, torch_generator
 
 # Classes smaller than this are split evenly between the twins: a coin could leave one twin without any.
 _EVEN_BELOW = 4
@@ -341,23 +340,6 @@ def make_twins(
     """
     with seeded(stream_seed(seed, "weights"), device):
         return make_model().to(device, dtype), make_model().to(device, dtype)
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Generator[None]:
-    """The global generators, seeded inside the block and restored behind it.
-
-    >>> with seeded(0, torch.device("cpu")):
-    ...     first = torch.rand(2)
-    >>> with seeded(0, torch.device("cpu")):
-    ...     bool((torch.rand(2) == first).all())
-    True
-    """
-    # Apple's accelerator has one generator and no list of devices to fork.
-    alone = device.type in ("cpu", "mps")
-    with torch.random.fork_rng([] if alone else [device], device_type="cuda" if alone else device.type):
-        torch.manual_seed(seed)
-        yield
 
 
 def map_tensors(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
