@@ -163,7 +163,7 @@ def run(
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Local processes.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Ray cluster address, or 'local' for an embedded one.")] = None,
     slurm: Annotated[
-        str | None, typer.Option(help="SLURM parameters through submitit: 'partition=gpu timeout_min=60'.")
+        str | None, typer.Option(help="SLURM parameters through submitit: 'slurm_partition=gpu timeout_min=60'.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... ; auto takes an accelerator when there is one.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
@@ -245,7 +245,7 @@ def _pairs(text: str) -> dict[str, str]:
     for word in text.split():
         key, equals, value = word.partition("=")
         if not equals:
-            raise ValueError(f"--slurm {word!r}: write key=value, for example partition=gpu")
+            raise ValueError(f"--slurm {word!r}: write key=value, for example slurm_partition=gpu")
         pairs[key] = value
     return pairs
 
