@@ -43,7 +43,7 @@ class Row:
 
 
 def rows(papers: Iterable[Paper], records: Sequence[Record]) -> list[Row]:
-    """Every claim of the papers at every scale that has records; at "laptop" also where it has none (*not run*)."""
+    """Every claim of the papers at every scale that has records; at the deciding scale also where it has none."""
     by_experiment: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells(records):
         by_experiment.setdefault((cell.slug, cell.experiment), []).append(cell)
@@ -59,12 +59,12 @@ def rows(papers: Iterable[Paper], records: Sequence[Record]) -> list[Row]:
 
 
 def _with_missing(paper: Paper, experiment: Experiment, there: list[Cell]) -> list[Cell]:
-    """The cells in the order of the scales, the standard configuration first; "laptop" always has one."""
+    """The cells in the order of the scales, the standard configuration first; the deciding scale always has one."""
     chosen: list[Cell] = []
     for scale, settings in experiment.scales.items():
         mine = [cell for cell in there if cell.scale == scale]
         standard = [cell for cell in mine if cell.config_hash == config_hash(settings)]
-        if not standard and scale == "laptop":
+        if not standard and scale == experiment.deciding_scale:
             standard = [Cell(paper.slug, experiment.name, scale, as_dict(settings), ())]
         chosen += standard + [cell for cell in mine if cell not in standard]
     return chosen

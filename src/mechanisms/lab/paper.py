@@ -94,6 +94,11 @@ class Experiment:
                 if variant not in self.variants:
                     raise ValueError(f"claim {claim.text!r} names {variant!r}, which is no variant of {self.name}")
 
+    @property
+    def deciding_scale(self) -> str:
+        """Where the ledger expects records: "laptop", or the last scale of an experiment that has none."""
+        return "laptop" if "laptop" in self.scales else list(self.scales)[-1]
+
     def default_seeds(self, scale: str) -> int:
         """How many seeds decide the claims at a scale."""
         return 1 if scale == "smoke" else self.seeds

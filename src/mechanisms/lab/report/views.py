@@ -110,8 +110,8 @@ class CellView:
 def cell_views(
     paper: Paper, experiment: Experiment, records: Iterable[Record], rows: Sequence[ledger.Row]
 ) -> list[CellView]:
-    """The cells of an experiment in the order of its scales, the standard configuration of each first."""
-    order = {scale: place for place, scale in enumerate(experiment.scales)}
+    """The cells of an experiment by scale, "smoke" last, the standard configuration of each first."""
+    order = {scale: place for place, scale in enumerate(sorted(experiment.scales, key=lambda name: name == "smoke"))}
     found = [cell for cell in cells(records) if cell.scale in order]
     standard = {scale: config_hash(settings) for scale, settings in experiment.scales.items()}
     found.sort(key=lambda cell: (order[cell.scale], cell.config_hash != standard[cell.scale], cell.config_hash))
