@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from mechanisms.lab.bench import Bench
-from mechanisms.lab.data import waterbirds_like
+from mechanisms.lab.data import Splits, waterbirds_like
 from mechanisms.lab.progress import Silent
-from mechanisms.lab.records import cells, read_records
+from mechanisms.lab.records import Cell, Record, cells, read_records
 from mechanisms.lab.registry import load_paper
 from mechanisms.lab.session import Request, execute
+from mechanisms.papers._xrm import groups, over_time
 from mechanisms.papers._xrm.groups import Groups, run_groups
+from mechanisms.papers._xrm.over_time import OverTime, run_over_time
 from mechanisms.papers._xrm.shared import agreement, load, model_factory
 
 SIZES = {"train": (350, 18, 6, 106), "validation": (47, 47, 13, 13), "test": (226, 226, 64, 64)}
@@ -73,13 +75,21 @@ def test_without_the_paper_s_data_its_scale_is_not_run_and_says_what_to_give(tmp
     }
 
 
-def test_variants_share_data_draws_and_initial_weights() -> None:
-    """With one draw and one step the learners differ only in their weights on the examples."""
-    settings = Groups(draws=1, twin_steps=10, search=1, steps=1, every=1)
-    same = [run_groups(settings, "erm", Bench(3))["average_accuracy"] for _ in range(2)]
-    assert same[0] == same[1]
-    one, other = (load("coloured-digits", "", Bench(3)) for _ in range(2))
-    assert np.array_equal(one.train.x, other.train.x)
+def test_variants_with_equal_environments_are_equal_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, draws, initial weights and batches follow from the seed alone, never from the variant."""
+    settings = Groups(data="coloured-digits", hidden=(16,), optimizer="adam", steps=60, worst_class=True)
+
+    def as_the_oracle(settings: Groups, bench: Bench, splits: Splits) -> dict:
+        train, held = (
+            torch.as_tensor((p.attribute != p.y).astype(np.int64)) for p in (splits.train, splits.validation)
+        )
+        return {"train": train, "validation": held, "history": [], "degenerate": False}
+
+    monkeypatch.setattr(groups, "search_twins", as_the_oracle)
+    for learner in ("groupdro", "rwg", "subg"):
+        oracle, found = (run_groups(settings, f"{kind}-{learner}", Bench(3)) for kind in ("oracle", "xrm"))
+        assert oracle == found
+    assert run_groups(settings, "erm", Bench(3)) != run_groups(settings, "erm", Bench(4))
 
 
 def test_agreement_counts_as_its_definitions_say() -> None:
@@ -97,11 +107,11 @@ def test_agreement_counts_as_its_definitions_say() -> None:
 
 def test_linear_heads_start_at_zero_and_perceptrons_do_not() -> None:
     head = model_factory(5, (), 3)()
-    assert all(float(parameter.abs().sum()) == 0 for parameter in head.parameters())
+    assert all(float(parameter.detach().abs().sum()) == 0 for parameter in head.parameters())
     network = model_factory(5, (4, 4), 3)()
     assert network(torch.randn(2, 5)).shape == (2, 3)
-    assert float(network[0].weight.abs().sum()) > 0
-    assert float(network[0].bias.abs().sum()) == 0
+    assert float(network[0].weight.detach().abs().sum()) > 0
+    assert float(network[0].bias.detach().abs().sum()) == 0
 
 
 def test_every_figure_draws_from_smoke_records(tmp_path: Path) -> None:
@@ -112,8 +122,33 @@ def test_every_figure_draws_from_smoke_records(tmp_path: Path) -> None:
             assert figure.draw(cell).data
 
 
-def test_the_deciding_claims_name_metrics_that_the_runs_return(tmp_path: Path) -> None:
-    carry_out(tmp_path, "waterbirds-like", scale="smoke")
-    (cell,) = cells(read_records([tmp_path / "results"])[0])
-    for claim in load_paper("xrm").experiment("waterbirds-like").claims:
-        assert claim.check.evaluate(cell).verdict != "not run"
+def test_the_claims_on_groups_name_metrics_that_the_runs_return(tmp_path: Path) -> None:
+    carry_out(tmp_path, "waterbirds-like", "coloured-digits", "one-minute", scale="smoke")
+    found = list(cells(read_records([tmp_path / "results"])[0]))
+    assert len(found) == 3
+    for cell in found:
+        for claim in load_paper("xrm").experiment(cell.experiment).claims:
+            assert claim.check.evaluate(cell).verdict != "not run"
+
+
+@pytest.mark.parametrize("name", ["flips-over-time", "flips-over-time-mlp"])
+def test_the_claims_over_time_name_metrics_that_the_runs_return(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_in_one(settings: OverTime, variant: str, bench: Bench, splits: Splits) -> tuple[dict, dict]:
+        return tuple({step: torch.ones(len(p)) for step in settings.steps} for p in (splits.train, splits.validation))
+
+    monkeypatch.setattr(over_time, "annotate", all_in_one)
+    experiment = load_paper("xrm").experiment(name)
+    settings = experiment.scales["laptop"]
+    records = [
+        Record("xrm", name, "laptop", variant, 10, {}, run_over_time(settings, variant, Bench(10)))
+        for variant in experiment.variants
+    ]
+    for claim in experiment.claims:
+        assert claim.check.evaluate(Cell("xrm", name, "laptop", {}, records)).verdict != "not run"
+
+
+def test_dfr_retrains_the_last_layer_of_a_trained_body() -> None:
+    settings = Groups(data="coloured-digits", hidden=(16,), optimizer="adam", steps=40, twin_steps=40, search=1)
+    splits = load("coloured-digits", "", Bench(3))
+    network, _ = groups.train(settings, "xrm-dfr", Bench(3), splits)
+    assert [tuple(p.shape) for p in network.parameters()] == [(16, 128), (16,), (2, 16), (2,)]

@@ -182,7 +182,7 @@ def on_ray(address: str) -> Generator[Backend]:
 
 @contextlib.contextmanager
 def on_slurm(parameters: Mapping[str, str], folder: Path) -> Generator[Backend]:
-    """SLURM through submitit; `parameters` are its own (`slurm_partition=gpu`, `timeout_min=60`), `cluster=local` tests it.
+    """SLURM through submitit, with its own `parameters` (`slurm_partition=gpu`); `cluster=local` needs no SLURM.
 
     Raises:
         ValueError: submitit does not know a parameter.

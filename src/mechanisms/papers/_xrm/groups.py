@@ -27,6 +27,7 @@ class Groups:
     weight_decay: tuple[float, float] = (1e-6, 1e-3)
     batch_size: tuple[int, int] = (32, 128)
     search: int = 10  # combinations of phase 1, of which the largest flip rate wins
+    search_seed: int | None = None  # one search for all seeds, whose winner is trained again; none: a search each
     draws: int = 3  # combinations of phase 2
     twin_steps: int = 1500
     steps: int = 1500
@@ -44,18 +45,19 @@ def run_groups(settings: Groups, variant: str, bench: Bench) -> dict[str, Any]:
     """Train one learner on one kind of environments and report its worst test group."""
     import torch
 
-    from mechanisms.robust.groups import group_accuracies
+    from mechanisms.robust.groups import worst_group_accuracy
 
     splits = load(settings.data, settings.path, bench, settings.spurious)
     test = splits.test
     model, metrics = train(settings, variant, bench, splits)
     with torch.no_grad():
-        logits = model(torch.as_tensor(test.x, device=bench.device))
-    right = (logits.argmax(1).cpu() == torch.as_tensor(test.y)).float()
+        prediction = model(torch.as_tensor(test.x, device=bench.device)).argmax(1).cpu().numpy()
     groups = test.y if settings.worst_class else true_groups(test)
-    accuracies = group_accuracies(test.y, logits.argmax(1).cpu(), groups)
-    worst = min(accuracies.values())
-    return {"worst_group_accuracy": worst, "average_accuracy": float(right.mean()), **metrics}
+    return {
+        "worst_group_accuracy": worst_group_accuracy(test.y, prediction, groups),
+        "average_accuracy": float((prediction == test.y).mean()),
+        **metrics,
+    }
 
 
 def train(settings: Groups, variant: str, bench: Bench, splits: Splits) -> tuple[nn.Module, dict[str, Any]]:
@@ -101,7 +103,7 @@ def train(settings: Groups, variant: str, bench: Bench, splits: Splits) -> tuple
         environments, held_environments, metrics = discovered(settings, bench, splits)
         groups, held_groups = 2 * train.y + environments, 2 * held.y + held_environments
     if learner == "dfr":
-        return last_layer.dfr(held.x, held.y, held_groups, seed=bench.seed), metrics
+        return retrained(settings, bench, splits, held_groups, {**shared, "draws": draws}), metrics
     fit = fit_groups(
         train.x,
         train.y,
@@ -121,9 +123,32 @@ def train(settings: Groups, variant: str, bench: Bench, splits: Splits) -> tuple
     return fit.model, {**metrics, "validation_worst_group_accuracy": float(max(fit.validation_curve))}
 
 
+def retrained(settings: Groups, bench: Bench, splits: Splits, held_groups: Any, shared: dict[str, Any]) -> nn.Module:
+    """DFR: a last layer from the validation examples and their groups, on the features of an ERM if it has a body."""
+    import torch
+    from torch import nn
+
+    from mechanisms.robust.last_layer import dfr, last_layer_features
+    from mechanisms.robust.training import fit_groups
+
+    train, held = splits.train, splits.validation
+    if not settings.hidden:
+        return dfr(held.x, held.y, held_groups, seed=bench.seed)
+    body = fit_groups(
+        train.x, train.y, train.y, held.x, held.y, held.y, learner="erm", evaluate_every=settings.every, **shared
+    ).model
+    assert isinstance(body, nn.Sequential)
+    features, _ = last_layer_features(body, torch.as_tensor(held.x, device=bench.device))
+    body[-1] = dfr(features.cpu(), held.y, held_groups, seed=bench.seed).to(bench.device)
+    return body
+
+
 def discovered(settings: Groups, bench: Bench, splits: Splits) -> tuple[Any, Any, dict[str, Any]]:
     """XRM's environments for train and validation, shared by all variants that use them, and how good they are."""
-    found = bench.cached("twins", lambda: search_twins(settings, bench, splits))
+    phase_one = ("data", "path", "spurious", "hidden", "optimizer", "lr", "weight_decay", "batch_size")
+    phase_one += ("search", "search_seed", "twin_steps")
+    relevant = {name: getattr(settings, name) for name in phase_one}
+    found = bench.cached("twins", lambda: search_twins(settings, bench, splits), relevant)
     metrics = {key: value for key, value in found.items() if isinstance(value, float)}
     for step, rate in found["history"]:
         bench.log(step, flip_rate=rate)
@@ -150,6 +175,7 @@ def search_twins(settings: Groups, bench: Bench, splits: Splits) -> dict[str, An
         steps=settings.twin_steps,
         device=bench.device,
         random_state=bench.seed,
+        search_seed=settings.search_seed,
         progress=lambda step, total: bench.progress(step, total),
     )
     minority = torch.as_tensor(train.attribute != train.y)

@@ -50,7 +50,7 @@ def run_over_time(settings: OverTime, variant: str, bench: Bench) -> dict[str, A
         bench.log(step, f1=quality["f1"], recall=quality["recall"], false_positive_rate=quality["false_positive_rate"])
     late = [score for step, score in scores.items() if step >= 1000] or list(scores.values())
     metrics["f1_kept"] = min(late) / max(*late, 1e-9)
-    metrics["f1_lost"] = 1 - late[-1] / max(late[0], 1e-9)
+    metrics["f1_lost"] = 1 - late[-1] / late[0] if late[0] else 0.0  # what was never there cannot be lost
     for step, environments in held_over_time.items():
         quality = agreement(environments, held_minority)
         metrics[f"validation_recall_{step}"] = quality["recall"]
