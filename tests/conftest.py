@@ -47,6 +47,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _skipped.append(report.nodeid)
 
 
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Note modules that are skipped as a whole."""
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With MECHANISMS_NO_SKIPS=1 a skipped test fails the run."""
     if os.environ.get("MECHANISMS_NO_SKIPS") == "1" and _skipped and session.exitstatus == 0:

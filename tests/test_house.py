@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import mechanisms
+import mechanisms.lab
 from mechanisms.lab.ledger import to_markdown
 from mechanisms.lab.progress import Silent
 from mechanisms.lab.records import read_records
@@ -75,7 +75,7 @@ def test_the_readme_and_the_page_say_what_the_ledger_says(slug: str) -> None:
         assert marked == table, f"{file}: put the output of `mech ledger {slug} --markdown` between its markers"
 
 
-def test_committed_records_are_small_and_of_the_present_code() -> None:
+def test_committed_records_are_small_and_of_installed_papers() -> None:
     records, problems = read_records([ROOT / "results"])
     assert problems == []
     assert max(path.stat().st_size for path in (ROOT / "results").rglob("*.json")) <= 20_000
@@ -95,7 +95,8 @@ def test_every_public_name_has_a_docstring_and_its_examples_run(name: str) -> No
     }
     for key, value in public.items():
         assert value.__doc__, f"{name}.{key} has no docstring"
-        if name.split(".")[1] in TOPICS and not _is_exception(value):
+        borrowed = name.split(".")[1] in TOPICS or key in mechanisms.lab.__all__
+        if borrowed and not _is_exception(value):
             assert ">>>" in value.__doc__, f"{name}.{key} shows no example"
     failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert failed == 0

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 try:
     import typer
@@ -51,10 +51,9 @@ def main() -> None:
     """Entry point of the command `mech`: one clear line for every mistake, exit code 2."""
     from mechanisms._base.extras import MissingExtra
 
-    for name, target in _paper_commands():
-        app.command(name, rich_help_panel="For your own data")(target)
     try:
-        app()
+        _add_paper_commands()
+        app(args=_spread(sys.argv[1:]))
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
@@ -65,21 +64,45 @@ def main() -> None:
         sys.exit(0)
 
 
-def _paper_commands() -> list[tuple[str, Any]]:
-    """The practitioners' commands that papers bring; recipes import nothing heavy."""
-    from mechanisms.lab.registry import PaperError, load_paper, paper_names
-
-    found = []
-    for slug in paper_names():
-        try:
-            commands = load_paper(slug).commands
-        except PaperError as error:
-            err.print(f"[yellow]left out:[/] {error}", highlight=False)
-            continue
-        for name, target in commands.items():
+def _add_paper_commands() -> None:
+    """The practitioners' commands that papers bring; recipes import nothing heavy. A broken one is left out."""
+    taken = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    for paper in _papers():
+        for name, target in paper.commands.items():
             module, _, function = target.partition(":")
-            found.append((name, getattr(importlib.import_module(module), function)))
-    return found
+            try:
+                command = getattr(importlib.import_module(module), function)
+            except Exception as error:
+                _left_out(f"command {name!r} of {paper.slug} ({target}) does not load: {error!r}")
+                continue
+            if name in taken:
+                _left_out(f"command {name!r} of {paper.slug}: there is one of that name already")
+                continue
+            taken.add(name)
+            app.command(name, rich_help_panel="For your own data")(command)
+
+
+def _spread(words: Sequence[str]) -> list[str]:
+    """Options that take several words, `--results DIR DIR` and `--slurm KEY=VALUE KEY=VALUE`, as click reads them."""
+    spread: list[str] = []
+    option = ""
+    many = words[:1] and words[0] in ("list", "ledger", "report", "query")
+    for word in words:
+        if word.startswith("-"):
+            option = word
+        elif option == "--results" and many and spread[-1] != "--results":
+            spread.append("--results")
+        elif option == "--slurm" and spread[-1] != "--slurm":
+            if "=" in word:
+                spread[-1] += f" {word}"
+                continue
+            option = ""
+        spread.append(word)
+    return spread
+
+
+def _left_out(reason: object) -> None:
+    err.print(f"[yellow]left out:[/] {_plain(' '.join(str(reason).split()))}", highlight=False, soft_wrap=True)
 
 
 def _refuse(error: object) -> NoReturn:
@@ -95,19 +118,39 @@ def _plain(text: object) -> str:
 
 
 def _papers(slugs: Sequence[str] = ()) -> list[Paper]:
+    """The papers that were named, or all that load."""
     from mechanisms.lab.registry import PaperError, load_paper, paper_names
 
-    try:
-        return [load_paper(slug) for slug in (slugs or paper_names())]
-    except PaperError as error:
-        _refuse(error)
+    found = []
+    for slug in slugs or paper_names():
+        try:
+            found.append(load_paper(slug))
+        except PaperError as error:
+            if slugs:
+                _refuse(error)
+            if slug not in _told:
+                _told.add(slug)
+                _left_out(error)
+    return found
+
+
+_told: set[str] = set()  # papers that do not load, each of which is told once
+
+
+def _folders(results: Sequence[Path] | None) -> list[Path]:
+    """The folders of records that were named, which must be there, or the usual one."""
+    from mechanisms.lab.folders import results_folder
+
+    for folder in results or ():
+        if not folder.is_dir():
+            _refuse(f"--results {folder}: there is no such folder")
+    return list(results or [results_folder()])
 
 
 def _ledger(papers: Sequence[Paper], results: Sequence[Path] | None) -> list[Row]:
-    from mechanisms.lab.folders import results_folder
     from mechanisms.lab.session import ledger
 
-    found, problems = ledger(papers, results or [results_folder()])
+    found, problems = ledger(papers, _folders(results))
     for problem in problems:
         err.print(f"[yellow]skipped:[/] {_plain(problem)}", highlight=False, soft_wrap=True)
     return found
@@ -148,7 +191,9 @@ def show(slug: str) -> None:
         scales = {scale: as_dict(settings) for scale, settings in experiment.scales.items()}
         table = Table("setting", *scales)
         for key in dict.fromkeys(key for settings in scales.values() for key in settings):
-            table.add_row(key, *(json.dumps(settings[key]) if key in settings else "" for settings in scales.values()))
+            table.add_row(
+                key, *(_plain(json.dumps(settings[key])) if key in settings else "" for settings in scales.values())
+            )
         out.print(table)
 
 
@@ -163,7 +208,7 @@ def run(
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Local processes.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Ray cluster address, or 'local' for an embedded one.")] = None,
     slurm: Annotated[
-        str | None, typer.Option(help="SLURM parameters through submitit: 'slurm_partition=gpu timeout_min=60'.")
+        str | None, typer.Option(help="SLURM parameters, as submitit names them: --slurm partition=gpu timeout_min=60.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ... ; auto takes an accelerator when there is one.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of each run.")] = 1,
@@ -210,8 +255,8 @@ def run(
     except ValueError as error:
         _refuse(error)
     except OSError as error:
-        folder = results or results_folder()
-        _refuse(f"{folder}: records cannot be written ({error.strerror or error}); earlier ones are intact")
+        place = error.filename or results or results_folder()
+        _refuse(f"{place} cannot be written ({error.strerror or error}); earlier records are intact")
     for reason, missing in summary.missing.items():
         err.print(f"[yellow]not run[/] ({len(missing)} runs): {_plain(reason)}", highlight=False, soft_wrap=True)
     for name, reason in summary.failed[:5]:
@@ -252,13 +297,15 @@ def _pairs(text: str) -> dict[str, str]:
 
 def _table(found: Sequence[Row]) -> Table:
     from mechanisms.lab.claims import describe, verdict_label
+    from mechanisms.lab.ledger import verdict_notes
 
     table = Table("experiment", "claim", "published", "measured", "verdict", "seeds", "when, where", show_lines=True)
     for row in found:
         verdict = verdict_label(row.outcome)
         mark = MARKS.get(row.outcome.verdict, "[dim]– not run[/]")
         colour, _, word = mark.partition("]")
-        label = f"{colour}]{word.split(' ')[0]} {verdict}[/]" + ("\n[dim]stale[/]" if row.stale else "")
+        label = f"{colour}]{word.split(' ')[0]} {verdict}[/]"
+        label += "".join(f"\n[dim]{_plain(text)}[/]" for text in verdict_notes(row))
         changed = "".join(f"\n[dim]{_plain(key)}={_plain(value)}[/]" for key, value in row.changed.items())
         table.add_row(
             f"{row.experiment}\n[dim]{row.scale}[/]{changed}",
@@ -298,12 +345,11 @@ def report(
     show_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """A static site with the ledger and a page of interactive plots per paper; it opens from disk."""
-    from mechanisms.lab.folders import results_folder
     from mechanisms.lab.records import read_records
     from mechanisms.lab.report import build_report
 
     papers = _papers()
-    records, problems = read_records(results or [results_folder()])
+    records, problems = read_records(_folders(results))
     try:
         index = build_report(papers, records, to, problems=problems)
     except OSError as error:
@@ -324,16 +370,18 @@ def query(
     """
     import duckdb
 
-    from mechanisms.lab.folders import results_folder
     from mechanisms.lab.records import read_records, tables
 
-    records, _ = read_records(results or [results_folder()])
+    records, _ = read_records(_folders(results))
     try:
         answer = tables(records).execute(sql)
+        lines = answer.fetchall() if answer.description else []
     except duckdb.Error as error:
         _refuse(str(error).splitlines()[0])
-    table = Table(*(column[0] for column in answer.description or ()))
-    for line in answer.fetchall():
+    except AttributeError:  # DuckDB's answer to no statement at all is no answer
+        _refuse("there is no question; try: select * from runs")
+    table = Table(*(_plain(column[0]) for column in answer.description or ()))
+    for line in lines:
         table.add_row(*("" if value is None else _plain(value) for value in line))
     out.print(table)
 

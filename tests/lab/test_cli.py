@@ -52,9 +52,10 @@ def test_list_show_ledger_and_doctor_print_what_they_say(toy: Path) -> None:
 def test_queries_answer_and_bad_ones_are_one_line(toy: Path) -> None:
     mech("run", "toy", "line", "--scale", "smoke", "--results", toy, "--device", "cpu")
     assert "2" in mech("query", "select count(*) as n from runs", "--results", toy).stdout
-    wrong = mech("query", "select nothing", "--results", toy)
-    assert wrong.returncode == 2
-    assert "Traceback" not in wrong.stderr
+    for question in ("select nothing", ""):
+        wrong = mech("query", question, "--results", toy)
+        assert wrong.returncode == 2
+        assert "Traceback" not in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_queries_answer_and_bad_ones_are_one_line(toy: Path) -> None:
     ],
 )
 def test_mistakes_are_one_clear_line_and_exit_code_2(toy: Path, words: tuple, message: str) -> None:
-    done = mech(*words, *(("--results", toy) if words[0] != "show" else ()))
+    done = mech(*words, *(("--results", toy) if words[0] == "run" else ()))
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -90,19 +91,59 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(toy: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
+def broken_site(site: Path) -> None:
+    """A package whose paper does not load, and one whose commands do not."""
+    for name, points in (("broken", "bad = no_such_module:paper"), ("greedy", "greedy = greedy_paper:paper")):
+        info = site / f"{name}-1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[mechanisms.papers]\n{points}\n")
+    (site / "greedy_paper.py").write_text(
+        "from mechanisms.lab import Paper\n"
+        "def run(): ...\n"
+        "paper = Paper('greedy', 'T', 'A', 2026, 'toys', 'S', [],\n"
+        "              commands={'run': 'greedy_paper:run', 'gone': 'greedy_paper:gone'})\n"
+    )
+
+
 def test_a_broken_third_party_paper_does_not_take_the_others_down(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = tmp_path / "broken-site"
-    (site / "broken_paper-1.dist-info").mkdir(parents=True)
-    (site / "broken_paper-1.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: broken-paper\nVersion: 1\n"
-    )
-    (site / "broken_paper-1.dist-info" / "entry_points.txt").write_text(
-        "[mechanisms.papers]\nbad = no_such_module:paper\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
-    done = mech("show", "xrm")
-    assert done.returncode == 0
-    assert "left out" in done.stderr
-    assert "no_such_module" in done.stderr
+    broken_site(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=":")
+    for words in (
+        ("show", "xrm"),
+        ("list",),
+        ("ledger",),
+        ("run", "toy", "line", "--scale", "smoke", "--results", toy),
+    ):
+        done = mech(*words)
+        assert done.returncode == 0, done.stderr
+        assert "no_such_module" in done.stderr
+        assert "there is one of that name already" in done.stderr
+        assert "'gone' of greedy" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert mech("show", "bad").returncode == 2
+
+
+def test_several_folders_of_results_are_merged(toy: Path, tmp_path: Path) -> None:
+    words = ("run", "toy", "line", "--scale", "laptop", "--device", "cpu")
+    mech(*words, "--seeds", 2, "--results", toy)
+    mech(*words, "--seeds", 3, "--results", tmp_path / "other")
+    (first, *_) = json.loads(mech("ledger", "toy", "--json", "--results", toy, tmp_path / "other").stdout)
+    assert first["seeds"] == 3
+    missing = mech("ledger", "toy", "--results", tmp_path / "typo")
+    assert missing.returncode == 2
+    assert "no such folder" in missing.stderr
+
+
+def test_options_of_several_words_are_read_as_such() -> None:
+    from mechanisms.cli import _spread
+
+    assert _spread(["ledger", "toy", "--results", "a", "b", "--json"]) == [
+        "ledger", "toy", "--results", "a", "--results", "b", "--json"
+    ]  # fmt: skip
+    assert _spread(["run", "toy", "--slurm", "partition=gpu", "time=5", "--seeds", "3"]) == [
+        "run", "toy", "--slurm", "partition=gpu time=5", "--seeds", "3"
+    ]  # fmt: skip
+    assert _spread(["run", "toy", "steps=3", "--results", "a"]) == ["run", "toy", "steps=3", "--results", "a"]

@@ -39,11 +39,26 @@ def test_a_value_may_contain_an_equals_sign() -> None:
         ("epochs=1.5", "epochs=1.5"),
         ("epochs", "write key=value"),
         ("sizes=[1", "sizes="),
+        ("lr=true", "lr=true"),
+        ("epochs=true", "epochs=true"),
+        ("lr=nan", "finite"),
+        ("lr=inf", "finite"),
     ],
 )
 def test_a_bad_override_says_what_was_given_and_expected(assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
         override(Settings(), [assignment])
+
+
+def test_null_is_nothing_where_that_is_allowed_and_a_word_elsewhere() -> None:
+    @config
+    class Optional:
+        path: str | None = "here"
+        name: str = "a"
+
+    chosen = override(Optional(), ["path=null", "name=null"])
+    assert chosen.path is None
+    assert chosen.name == "null"
 
 
 def test_unknown_fields_are_refused_and_values_checked_at_construction() -> None:

@@ -72,6 +72,26 @@ def test_a_corrupt_or_older_record_is_one_clear_line_and_the_others_are_read(tmp
     assert "\n" not in problems[0]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ('"error":0.5', '"error":1' + "0" * 400),
+        ('"step":[0.0]', '"step":[0.0,1.0]'),
+        ('"notes":[]', '"notes":["\\ud800"]'),
+        ('"notes":[]', '"notes":' + "[" * 100_000),
+    ],
+)
+def test_a_record_that_types_alone_would_let_pass_is_one_clear_line(tmp_path: Path, change: tuple[str, str]) -> None:
+    path = write_record(make(1, curves={"loss": Curve([0.0], [1.0])}), tmp_path)
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    records, problems = read_records([tmp_path])
+    assert records == []
+    assert len(problems) == 1
+    assert "\n" not in problems[0]
+
+
 def test_a_record_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
     path = write_record(make(0), tmp_path)
     moved = path.with_name("fast.9.json")

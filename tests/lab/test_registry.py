@@ -28,9 +28,36 @@ def test_the_code_hash_forgets_comments_docstrings_and_blank_lines_only() -> Non
     assert registry._bare_source(plain) != registry._bare_source(plain.replace("+ 1", "+ 2"))
 
 
-def test_the_code_hash_covers_the_recipe_and_its_parts() -> None:
-    assert len(code_hash("xrm")) == 12
-    assert all(part.startswith("mechanisms.robust") for part in load_paper("xrm").parts)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ('def f(): "doc"; return 1\n', 'def f(): "doc"; return 2\n'),
+        ('a = """x\n\ny"""\n', 'a = """x\ny"""\n'),
+        ("name = 'ü'  # why\nb = 1\n", "name = 'ü'  # why\nb = 2\n"),
+    ],
+)
+def test_the_code_hash_sees_what_stands_beside_docstrings_and_in_texts(one: str, other: str) -> None:
+    assert registry._bare_source(one) != registry._bare_source(other)
+
+
+def test_the_code_hash_follows_imports_to_what_decides_numbers_but_not_into_the_machinery(tmp_path: Path) -> None:
+    source = "from mechanisms._base.seeds import stream_seed\nif TYPE_CHECKING:\n    import mechanisms.robust.xrm\n"
+    source += "def f():\n    from mechanisms.lab.data import digits\n    from . import near\n"
+    found = registry._imports(source, "pack.part", package=False)
+    assert {"mechanisms._base.seeds", "mechanisms.lab.data", "pack.near"} <= set(found)
+    assert "mechanisms.robust.xrm" not in found
+    assert registry._is_machinery("mechanisms.lab.running")
+    assert not registry._is_machinery("mechanisms.lab.data.images")
+
+
+def test_a_change_in_what_a_recipe_imports_changes_its_hash(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.code_hash.cache_clear()
+    before = code_hash("toy")
+    registry.code_hash.cache_clear()
+    real = registry._bare_source
+    monkeypatch.setattr(registry, "_bare_source", lambda source: real(source) + "x" * ("def run(" in source))
+    assert code_hash("toy") != before
+    registry.code_hash.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -41,6 +68,7 @@ def test_the_code_hash_covers_the_recipe_and_its_parts() -> None:
         ({"variants": ("a", "a")}, "distinct"),
         ({"variants": ("a/b",)}, "lower-case"),
         ({"scales": {"laptop": None}}, "'smoke'"),
+        ({"run_seeds": lambda config, variant, benches: [], "first_seed": 12}, "must begin a block"),
     ],
 )
 def test_an_experiment_that_cannot_work_is_refused_when_it_is_made(changes: dict, message: str) -> None:

@@ -1,1 +1,1 @@
-"""What every part needs and none should copy: missing extras, seeds, devices, and checks of user input."""
+"""What every part needs and none should copy: missing extras, random streams, devices."""

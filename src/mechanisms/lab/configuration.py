@@ -1,5 +1,6 @@
 """Typed settings of an experiment: checked values, `key=value` overrides, and the hash that names a configuration."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -21,7 +22,7 @@ class ConfigError(ValueError):
 def config(cls: type[T]) -> type[T]:
     """Make a class the configuration of an experiment: a frozen dataclass whose values pydantic checks.
 
-    Unknown keys are refused. Every field needs a type and a default.
+    Unknown keys, NaN and infinity are refused. Every field needs a type and a default.
 
     >>> @config
     ... class Config:
@@ -29,7 +30,7 @@ def config(cls: type[T]) -> type[T]:
     >>> Config(epochs="7").epochs
     7
     """
-    return pydantic.dataclasses.dataclass(cls, frozen=True, config=ConfigDict(extra="forbid"))  # pyrefly: ignore
+    return pydantic.dataclasses.dataclass(cls, frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))  # pyrefly: ignore
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
@@ -83,11 +84,12 @@ def override(settings: T, assignments: Sequence[str]) -> T:
 
 
 def _parse(cls: type, values: Mapping[str, Any], key: str, text: str) -> Any:
-    """`text` as the value of the field `key`: as it is written, else as JSON."""
-    try:
-        candidates: list[Any] = [text, json.loads(text)]
-    except json.JSONDecodeError:
-        candidates = [text]
+    """`text` as the value of the field `key`: null where that is allowed, then as it is written, else as JSON."""
+    candidates: list[Any] = [None, text] if text == "null" else [text]
+    with contextlib.suppress(json.JSONDecodeError, RecursionError):
+        value = json.loads(text)
+        if not isinstance(value, bool):  # as text, true is a boolean and never the number 1
+            candidates.append(value)
     message = ""
     for candidate in candidates:
         try:

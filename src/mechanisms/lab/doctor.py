@@ -23,7 +23,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at devices, extras, data sets and folders; nothing is changed or downloaded."""
+    """Look at devices, extras, data sets and folders; nothing is downloaded."""
     return [*_devices(), *_extras(), *_data(), *_folders()]
 
 
@@ -74,7 +74,11 @@ def _data() -> list[Finding]:
 
 
 def _folders() -> list[Finding]:
-    cache, results = cache_folder(), results_folder()
+    results = results_folder()
+    try:
+        cache = cache_folder()
+    except OSError as error:
+        return [Finding("folder", "cache", False, str(error))]
     free = shutil.disk_usage(cache).free / 2**30
     size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) / 2**20
     return [

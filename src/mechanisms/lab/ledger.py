@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,13 @@ class Row:
     config_hash: str = ""
 
 
-def rows(papers: Iterable[Paper], records: Sequence[Record]) -> list[Row]:
+def rows(papers: Sequence[Paper], records: Sequence[Record]) -> list[Row]:
     """Every claim of the papers at every scale that has records; at the deciding scale also where it has none."""
     by_experiment: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells(records):
+    first = {(p.slug, e.name): e.first_seed for p in papers for e in p.experiments}
+    # Seeds below an experiment's first are those that settings were tuned on: they decide nothing.
+    deciding = (r for r in records if r.seed >= first.get((r.slug, r.experiment), 0))
+    for cell in cells(deciding):
         by_experiment.setdefault((cell.slug, cell.experiment), []).append(cell)
     found: list[Row] = []
     for paper in papers:
@@ -87,9 +91,36 @@ def _row(paper: Paper, experiment: Experiment, cell: Cell, claim: Claim) -> Row:
 
 
 def changed_settings(experiment: Experiment, cell: Cell) -> dict[str, Any]:
-    """The settings of a cell that differ from its scale's own."""
+    """The settings of a cell that differ from its scale's own; one that older code did not have is "not recorded"."""
     standard = as_dict(experiment.scales[cell.scale])
-    return {key: value for key, value in cell.config.items() if key not in standard or standard[key] != value}
+    differing = {key: value for key, value in cell.config.items() if key not in standard or standard[key] != value}
+    return differing | {key: "not recorded" for key in standard if key not in cell.config}
+
+
+def unclaimed(papers: Sequence[Paper], records: Iterable[Record]) -> list[str]:
+    """One line for each group of records that no installed paper, experiment or scale asks for."""
+    known = {(paper.slug, e.name, scale) for paper in papers for e in paper.experiments for scale in e.scales}
+    counts = Counter((record.slug, record.experiment, record.scale) for record in records)
+    return [
+        f"{slug}/{experiment} at {scale}: {count} records are not shown, because no installed paper has that experiment"
+        for (slug, experiment, scale), count in sorted(counts.items())
+        if (slug, experiment, scale) not in known
+    ]
+
+
+def remarks(outcome: Outcome) -> list[str]:
+    """What to know before believing a verdict: marks, those of its parts too, and the verdict for bounded means."""
+    found = list(outcome.marks)
+    for part in outcome.parts:
+        found += [mark for mark in part.marks if mark not in found]
+    if outcome.bounded is not None and outcome.bounded != outcome.verdict:
+        found.append(f"for bounded means: {outcome.bounded}")
+    return found
+
+
+def verdict_notes(row: Row) -> list[str]:
+    """What stands beside a verdict wherever it is shown."""
+    return [*remarks(row.outcome), *(["stale"] if row.stale else [])]
 
 
 def to_json(found: Iterable[Row]) -> list[dict[str, Any]]:
@@ -126,7 +157,7 @@ def to_markdown(found: Iterable[Row]) -> str:
             row.claim.text,
             row.claim.published,
             describe(row.outcome),
-            f"**{verdict_label(row.outcome)}**" + (", stale" if row.stale else ""),
+            f"**{verdict_label(row.outcome)}**" + "".join(f"; {text}" for text in verdict_notes(row)),
         )
         lines.append("| " + " | ".join(_cell(text) for text in cells) + " |")
     return "\n".join(lines)

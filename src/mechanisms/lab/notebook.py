@@ -40,11 +40,17 @@ class Study:
         """All metrics as a table: experiment, scale, config_hash, variant, seed, metric, unit, value, text."""
         return tables(self.records).execute("SELECT * EXCLUDE (slug) FROM metrics").df()
 
+    def troubles(self) -> list[str]:
+        """One line for each run that failed and for each reason why runs were not done."""
+        failed = [f"failed: {name}: {reason}" for name, reason in self.summary.failed]
+        return failed + [f"not run ({len(names)} runs): {why}" for why, names in self.summary.missing.items()]
+
     def __str__(self) -> str:
-        return "\n".join(
+        verdicts = (
             f"{row.experiment} ({row.scale}): {row.claim.text}: {verdict_label(row.outcome)}, {describe(row.outcome)}"
             for row in self.rows
         )
+        return "\n".join([*verdicts, *self.troubles()])
 
     def _repr_html_(self) -> str:
         cells = [
@@ -53,7 +59,8 @@ class Study:
         ]
         body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in line) + "</tr>" for line in cells)
         head = "".join(f"<th>{text}</th>" for text in ("experiment", "scale", "claim", "verdict", "measured"))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        troubles = "".join(f"<p>{html.escape(text)}</p>" for text in self.troubles())
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{troubles}"
 
 
 def run(

@@ -40,6 +40,12 @@ class Figure:
         name: heading of the figure.
         draw: takes the `Cell` (all records of one experiment, scale and configuration) and returns a Plotly figure.
         caption: what to see in it.
+
+    >>> def draw(cell):
+    ...     import plotly.graph_objects as go
+    ...     return go.Figure(go.Bar(x=cell.variants, y=[len(cell.of(variant)) for variant in cell.variants]))
+    >>> Figure("Runs by variant", draw).name
+    'Runs by variant'
     """
 
     name: str
@@ -64,7 +70,16 @@ class Experiment:
         first_seed: deciding seeds start here, apart from those that settings were tuned on.
         run_seeds: optional `run_seeds(config, variant, benches) -> list of Metrics`, which trains a whole block of
             `block` seeds in one batch; used instead of `run` where it is given.
-        block: number of seeds in a block of `run_seeds`.
+        block: number of seeds in a block of `run_seeds`; `first_seed` begins one.
+
+    Raises:
+        ValueError: names that are no lower-case words joined by dashes, no "smoke" scale, or a claim about a variant
+            that there is none of.
+
+    >>> def run(config, variant, bench):
+    ...     return {"heads": int(bench.numpy("coin").integers(2))}
+    >>> Experiment("coin", run, variants=("fair",), scales={"smoke": None}).default_seeds("smoke")
+    1
     """
 
     name: str
@@ -87,6 +102,8 @@ class Experiment:
         for variant in self.variants:
             if not NAME.fullmatch(variant):
                 raise ValueError(f"variant {variant!r} of {self.name}: use lower-case words joined by dashes")
+        if self.run_seeds is not None and self.first_seed % self.block:
+            raise ValueError(f"experiment {self.name}: first_seed={self.first_seed} must begin a block of {self.block}")
         if "smoke" not in self.scales:
             raise ValueError(f"experiment {self.name} needs a 'smoke' scale; it has {', '.join(self.scales) or 'none'}")
         for claim in self.claims:
@@ -116,11 +133,18 @@ class Paper:
         topic: folder of its parts, for example "robust".
         summary: one sentence for the table of papers.
         experiments: see `Experiment`.
-        parts: dotted names of the modules that implement it; their source enters the records' code hash.
-        sources: other modules that its results depend on (the recipe's own, a generator of data); hashed as well.
+        parts: dotted names of the modules that implement it; their source, and what they import, enters the records'
+            code hash.
         arxiv: identifier, if there is one.
         venue: where it appeared.
         commands: practitioners' commands as text, `{"discover": "mechanisms.papers.xrm:discover"}`.
+
+    Raises:
+        ValueError: the slug is no lower-case words joined by dashes, or experiments share a name.
+
+    >>> from mechanisms.lab.registry import load_paper
+    >>> load_paper("xrm").title
+    'Discovering Environments with XRM'
     """
 
     slug: str
@@ -131,7 +155,6 @@ class Paper:
     summary: str
     experiments: Sequence[Experiment]
     parts: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
     arxiv: str = ""
     venue: str = ""
     commands: Mapping[str, str] = field(default_factory=dict)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import pydantic
 from pydantic import ConfigDict, TypeAdapter
 
 from mechanisms.lab.configuration import dict_hash
+from mechanisms.lab.folders import whole_file
 
 if TYPE_CHECKING:
     import duckdb
@@ -108,7 +107,7 @@ def write_record(record: Record, results: Path) -> Path:
     """
     text = _dump(record)
     curves = record.curves
-    while len(text) > LARGEST and any(len(curve.step) > 2 for curve in curves.values()):
+    while len(text.encode()) > LARGEST and any(len(curve.step) > 2 for curve in curves.values()):
         # Every second point goes, the last one stays.
         curves = {
             name: Curve(curve.step[-1::-2][::-1], curve.value[-1::-2][::-1]) if len(curve.step) > 2 else curve
@@ -148,24 +147,8 @@ def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
         private: make the file readable by its owner alone (caches).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if not private:
-            os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    with whole_file(path, private=private) as file:
+        file.write(content)
 
 
 def read_record(path: Path) -> Record:
@@ -176,20 +159,39 @@ def read_record(path: Path) -> Record:
     """
     try:
         values = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
+        json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{path}: not a readable record ({error}); `mech run` makes it anew") from None
     layout = values.get("layout") if isinstance(values, dict) else None
     if layout != LAYOUT:
         raise RecordError(f"{path}: layout {layout} where {LAYOUT} is expected; `mech run` makes it anew")
     try:
         record = _ADAPTER.validate_python(values)
-    except pydantic.ValidationError as error:
+        _check(record)
+    except (ValueError, OverflowError) as error:
+        if not isinstance(error, pydantic.ValidationError):
+            raise RecordError(f"{path}: {error}; `mech run` makes it anew") from None
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RecordError(f"{path}: {place}: {first['msg']}; `mech run` makes it anew") from None
     if record.path(Path()).parts[-3:] != path.parts[-3:]:
         raise RecordError(f"{path}: its content says it is {record.path(Path())}; moved or edited by hand?")
     return record
+
+
+def _check(record: Record) -> None:
+    """What types cannot say.
+
+    Raises:
+        ValueError, OverflowError: a curve with unequal steps and values, a number too large for a float.
+    """
+    for name, curve in record.curves.items():
+        if len(curve.step) != len(curve.value):
+            raise ValueError(f"curve {name} has {len(curve.step)} steps and {len(curve.value)} values")
+    for value in record.metrics.values():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int):
+                float(number)
 
 
 def read_records(folders: Iterable[Path], slug: str | None = None) -> tuple[list[Record], list[str]]:
@@ -268,6 +270,10 @@ def tables(records: Iterable[Record]) -> duckdb.DuckDBPyConnection:
 
     Tables: `runs` (one row a run), `metrics` (slug, experiment, scale, config_hash, variant, seed, metric, unit, value,
     text) and `curves` (..., curve, step, value).
+
+    >>> record = Record("toy", "line", "laptop", "fast", 10, config={}, metrics={"error": 0.5})
+    >>> tables([record]).execute("SELECT variant, value FROM metrics").fetchall()
+    [('fast', 0.5)]
     """
     import pandas as pd
 

@@ -47,29 +47,91 @@ def load_paper(slug: str) -> Paper:
 
 @cache
 def code_hash(paper_slug: str) -> str:
-    """Hash of the source of a paper's recipe, parts and other sources, without comments, docstrings and blank lines."""
+    """Hash of the source a paper's results depend on, without comments, docstrings and blank lines.
+
+    That is the recipe, its parts, and all that they import of the recipe's package and of this one; the laboratory
+    itself counts only with its data sets.
+    """
     point = next(p for p in importlib.metadata.entry_points(group=GROUP) if p.name == paper_slug)
+    own = {point.module.partition(".")[0], "mechanisms"}
     digest = hashlib.sha256()
-    paper = load_paper(paper_slug)
-    for module in (point.module, *paper.parts, *paper.sources):
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise PaperError(f"paper {paper_slug!r} names the part {module!r}, which is not there")
-        digest.update(_bare_source(Path(spec.origin).read_text(encoding="utf-8")).encode())
+    todo, sources = [point.module, *load_paper(paper_slug).parts], dict[str, str]()
+    while todo:
+        module = todo.pop()
+        if module in sources or module.partition(".")[0] not in own or _is_machinery(module):
+            continue
+        path = _source_file(module)
+        if path is None:
+            if module in load_paper(paper_slug).parts:
+                raise PaperError(f"paper {paper_slug!r} names the part {module!r}, which is not there")
+            continue  # a name in a module, not a module
+        source = path.read_text(encoding="utf-8")
+        sources[module] = _bare_source(source)
+        todo += _imports(source, module, package=path.name == "__init__.py")
+    for module in sorted(sources):
+        digest.update(f"{module}\n{sources[module]}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _is_machinery(module: str) -> bool:
+    """Whether a module runs and reports experiments but has no say in their numbers."""
+    data = module.startswith("mechanisms.lab.data")
+    return module == "mechanisms" or (module.startswith(("mechanisms.lab", "mechanisms.cli")) and not data)
+
+
+def _source_file(module: str) -> Path | None:
+    """The file of a module, found without importing it; None for what is no module."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin)
+    if rest:
+        place = path.parent.joinpath(*rest)
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    return path if path.is_file() else None
+
+
+def _imports(source: str, module: str, *, package: bool) -> list[str]:
+    """The modules that a source imports, inside functions too; those for type checkers are left out."""
+    found: list[str] = []
+    todo: list[ast.AST] = [ast.parse(source)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: len(module.split(".")) - node.level + package]
+                base = ".".join([*parents, *([base] if base else [])])
+            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        todo += ast.iter_child_nodes(node)
+    return found
 
 
 def _bare_source(source: str) -> str:
     """Source without what cannot change a result; by positions, so that it is the same under every Python version."""
-    lines = source.splitlines()
+    lines = source.encode().splitlines()  # positions of `ast` count bytes
+    texts: set[int] = set()  # rows within text over several lines, where blank ones count
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start
         if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
+            lines[row - 1] = lines[row - 1][: len(token.line[:column].encode())]
+        elif token.start[0] != token.end[0]:
+            texts |= set(range(row, token.end[0] + 1))
     holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, holders) and ast.get_docstring(node, clean=False) is not None:
             text = node.body[0]
-            for row in range(text.lineno, (text.end_lineno or text.lineno) + 1):
-                lines[row - 1] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+            first, last = text.lineno, text.end_lineno or text.lineno
+            rest = lines[last - 1][text.end_col_offset or 0 :]
+            lines[first - 1] = lines[first - 1][: text.col_offset] + (rest if first == last else b"")
+            for row in range(first + 1, last + 1):
+                lines[row - 1] = rest if row == last else b""
+            texts -= set(range(first, last + 1))
+    kept = (line.rstrip() for row, line in enumerate(lines, start=1) if line.strip() or row in texts)
+    return b"\n".join(kept).decode()

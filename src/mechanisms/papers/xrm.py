@@ -276,10 +276,5 @@ paper = Paper(
         f"mechanisms.robust.{name}"
         for name in ("xrm", "twins", "environments", "groups", "training", "baselines", "last_layer", "mistakes")
     ),
-    sources=(
-        *(f"mechanisms.robust._{name}" for name in ("stack", "twin_stack", "phase1", "settings", "rows", "loop")),
-        *(f"mechanisms.papers._xrm.{name}" for name in ("shared", "groups", "over_time", "one_minute")),
-        *(f"mechanisms.lab.data.{name}" for name in ("generated", "images", "files")),
-    ),
     commands={"discover": "mechanisms.papers._xrm.discover:discover"},
 )

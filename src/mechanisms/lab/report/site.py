@@ -46,7 +46,7 @@ def build_report(
     'index.html'
     """
     rows = ledger.rows(papers, records)
-    problems = [*problems, *views.unclaimed(papers, records)]
+    problems = [*problems, *ledger.unclaimed(papers, records)]
     for name, content in assets().items():
         target = folder / "assets" / name
         if not target.is_file() or target.read_bytes() != content:

@@ -118,17 +118,6 @@ def cell_views(
     return [_view(paper, experiment, cell, rows) for cell in found]
 
 
-def unclaimed(papers: Sequence[Paper], records: Iterable[Record]) -> list[str]:
-    """One line for each group of records that no installed paper, experiment or scale asks for."""
-    known = {(paper.slug, e.name, scale) for paper in papers for e in paper.experiments for scale in e.scales}
-    counts = Counter((record.slug, record.experiment, record.scale) for record in records)
-    return [
-        f"{slug}/{experiment} at {scale}: {count} records are not shown, because no installed paper has that experiment"
-        for (slug, experiment, scale), count in sorted(counts.items())
-        if (slug, experiment, scale) not in known
-    ]
-
-
 def _view(paper: Paper, experiment: Experiment, cell: Cell, rows: Sequence[ledger.Row]) -> CellView:
     there = cell.variants
     variants = [v for v in experiment.variants if v in there] + [v for v in there if v not in experiment.variants]
