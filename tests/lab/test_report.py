@@ -293,3 +293,10 @@ def test_the_page_and_the_policy_agree_on_its_scripts(tmp_path: Path) -> None:
     assert len(scripts) == 2
     for script in scripts:
         assert rendering.script_hash(script) in text
+
+
+def test_a_page_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<h1>mine</h1>")
+    with pytest.raises(FileExistsError, match="somebody else"):
+        build_report([], [], tmp_path)
+    assert (tmp_path / "index.html").read_text() == "<h1>mine</h1>"

@@ -113,6 +113,7 @@ def _imports(source: str, module: str, *, package: bool) -> list[str]:
     return found
 
 
+@cache
 def _bare_source(source: str) -> str:
     """Source without what cannot change a result; by positions, so that it is the same under every Python version."""
     lines = source.encode().splitlines()  # positions of `ast` count bytes

@@ -11,6 +11,7 @@ go at the end. A build that is interrupted leaves a site that opens, with some p
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,11 +41,15 @@ def build_report(
 
     Raises:
         OSError: the disk is full or the folder cannot be written; the pages that were there still open.
+        FileExistsError: the folder holds somebody else's `index.html`.
 
     >>> import tempfile
     >>> build_report([], [], Path(tempfile.mkdtemp())).name
     'index.html'
     """
+    index = folder / "index.html"
+    if index.exists() and not _is_ours(index):
+        raise FileExistsError(errno.EEXIST, "it holds an index.html of somebody else; choose another folder")
     rows = ledger.rows(papers, records)
     problems = [*problems, *ledger.unclaimed(papers, records)]
     for name, content in assets().items():
@@ -64,7 +69,6 @@ def build_report(
             problems += found
             write(page_name(paper, experiment), content)
         write(page_name(paper), render("paper.html", root="../", paper=paper, rows=mine, verdicts=_counts(mine)))
-    index = folder / "index.html"
     content = render(
         "index.html",
         root="",
@@ -79,9 +83,13 @@ def build_report(
     )
     write_atomic(index, content)
     for page in (folder / "papers").glob("*.html"):
-        if page.name not in written and GENERATOR.encode() in page.read_bytes()[:600]:
+        if page.name not in written and _is_ours(page):
             page.unlink()
     return index
+
+
+def _is_ours(page: Path) -> bool:
+    return GENERATOR.encode() in page.read_bytes()[:600]
 
 
 def _experiment_page(

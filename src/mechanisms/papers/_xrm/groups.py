@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, config
-from mechanisms.papers._xrm.shared import DataName, agreement, classes_of, load, model_factory, true_groups
+from mechanisms.papers._xrm.shared import DataName, agreement, classes_of, fingerprint, load, model_factory, true_groups
 
 if TYPE_CHECKING:
     from torch import nn
@@ -147,7 +147,7 @@ def discovered(settings: Groups, bench: Bench, splits: Splits) -> tuple[Any, Any
     """XRM's environments for train and validation, shared by all variants that use them, and how good they are."""
     phase_one = ("data", "path", "spurious", "hidden", "optimizer", "lr", "weight_decay", "batch_size")
     phase_one += ("search", "search_seed", "twin_steps")
-    relevant = {name: getattr(settings, name) for name in phase_one}
+    relevant = {name: getattr(settings, name) for name in phase_one} | {"file": fingerprint(settings.path)}
     found = bench.cached("twins", lambda: search_twins(settings, bench, splits), relevant)
     metrics = {key: value for key, value in found.items() if isinstance(value, float)}
     for step, rate in found["history"]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mechanisms.lab import Bench, config
-from mechanisms.papers._xrm.shared import DataName, agreement, classes_of, load, true_groups
+from mechanisms.lab.configuration import as_dict
+from mechanisms.papers._xrm.shared import DataName, agreement, classes_of, fingerprint, load, true_groups
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +61,7 @@ def run_one_minute(settings: OneMinute, variant: str, bench: Bench) -> dict[str,
     elif variant == "human":
         groups, held_groups = true_groups(train), true_groups(held)
     else:
-        found = bench.cached("twins", twins)
+        found = bench.cached("one-minute-twins", twins, as_dict(settings) | {"file": fingerprint(settings.path)})
         groups, held_groups = 2 * train.y + found["train"].numpy(), 2 * held.y + found["validation"].numpy()
         metrics = agreement(found["train"], torch.as_tensor(train.attribute != train.y))
         metrics["flip_rate"] = found["flip_rate"]

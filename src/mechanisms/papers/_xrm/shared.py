@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, NotHere
@@ -31,6 +32,13 @@ def load(name: DataName, path: str, bench: Bench, spurious: float = 2.0) -> Spli
     if name == "colour-mnist":
         return data.coloured_fashion_mnist(bench.seed, num_train=50_000, num_validation=10_000, path=path)
     return data.features_file(path)
+
+
+def fingerprint(path: str) -> str:
+    """What tells a file or folder from another of the same name: sizes and times; nothing for no path."""
+    place = Path(path)
+    files = sorted(place.iterdir()) if path and place.is_dir() else [place] if path and place.exists() else []
+    return ";".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
 
 
 def model_factory(features: int, hidden: tuple[int, ...], classes: int) -> Callable[[], nn.Module]:
