@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from mechanisms.robust.embed import embed
-from mechanisms.robust.estimators import EnvironmentDiscoverer, XRMClassifier
+from mechanisms.robust.estimators import EnvironmentDiscoverer, XRMClassifier, _stratified_part
 from mechanisms.robust.groups import worst_group_accuracy
 
 
@@ -102,6 +102,38 @@ def test_without_usable_environments_it_is_balanced_erm_and_says_so() -> None:
         classifier = XRMClassifier(random_state=0, steps=200, search=2, device="cpu").fit(X, y)
     assert classifier.degenerate_
     assert classifier.score(X, y) > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:degenerate environments")
+@pytest.mark.parametrize("rare", [4, 5, 6, 8])
+def test_a_rare_class_does_not_switch_robustness_off_for_the_others(rare: int) -> None:
+    X, y, background = shortcut(2000)
+    new_X, new_y, new_background = shortcut(4000, seed=1)
+    rng = np.random.default_rng(2)
+    X = np.concatenate([X, rng.normal(size=(rare, 4)) - 12])
+    y = np.concatenate([y, np.full(rare, 2)])
+    with pytest.warns(UserWarning) as caught:
+        classifier = XRMClassifier(steps=600, search=4, random_state=0, device="cpu").fit(X, y)
+    texts = [str(one.message) for one in caught]
+    assert any("class 2 lacks one" in text and "trains on the 5 groups that exist" in text for text in texts)
+    assert not any("ERM" in text or "fewer than four" in text for text in texts)
+    assert classifier.degenerate_
+    alone = XRMClassifier(steps=600, search=4, random_state=0, device="cpu").fit(X[:2000], y[:2000])
+    groups = 2 * new_y + (new_background != new_y)
+    worst, expected = (float(worst_group_accuracy(new_y, one.predict(new_X), groups)) for one in (classifier, alone))
+    assert worst > expected - 0.05
+    assert (classifier.predict(X[y == 2]) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [(2, 0), (3, 0), (5, 0), (6, 2), (7, 2), (8, 4), (17, 4), (40, 8), (2000, 400)]
+)
+def test_the_cut_takes_examples_of_a_class_only_when_it_leaves_four(size: int, kept: int) -> None:
+    y = np.concatenate([np.zeros(100), np.ones(size)])
+    part = _stratified_part(y, 0.2, seed=0)
+    assert (y[part] == 1).sum() == kept
+    assert (y[part] == 0).sum() == 20
+    assert (y[_stratified_part(y, 0.99, seed=0)] == 1).sum() == (min(round(0.99 * size), size - 4) if size >= 6 else 0)
 
 
 def test_a_model_of_ones_own_serves_both_phases() -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from mechanisms._base.seeds import RandomState, as_seed, numpy_generator
 from mechanisms.robust._settings import Search, Setting
+from mechanisms.robust.environments import Environments, missing_environments
 from mechanisms.robust.training import draw_hyperparameters, fit_groups
 from mechanisms.robust.xrm import discover_environments, zero_head
 
@@ -110,7 +111,9 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
         robust: the group-robust learner: "groupdro", "rwg" (re-weighting) or "subg" (sub-sampling).
         search: combinations to try, for the twins and, when it is a number, for the robust learner (else 10).
         steps: updates per combination in each phase; "auto" is 40 epochs between 1500 and 5000.
-        validation_fraction: share of each class that is kept for selection when `fit` gets no validation data.
+        validation_fraction: share of each class that is kept for selection when `fit` gets no validation data; at least
+            four examples of a class, or two of a class with fewer than eight. Classes with fewer than six examples are
+            trained on only.
         random_state: seed, generator or None.
         device: "auto" takes an accelerator when there is one.
 
@@ -120,7 +123,8 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
         validation_environments_: environments of the examples that selected, and
         validation_indices_: their places in the training data, or None when they were given.
         worst_group_accuracy_: accuracy on the worst discovered validation group.
-        degenerate_: True when the environments could not be used and the classifier is class-balanced ERM.
+        degenerate_: True when some class lacks an environment. It is then one group for the robust learner; only when
+            every class lacks one is the classifier class-balanced ERM. A warning says which.
         discovery_, network_: the `Environments`, and the trained module.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
 
@@ -195,20 +199,15 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
         self.environments_[train] = found.train.numpy()
 
         inputs, held_inputs = (found.twins.prepare(torch.from_numpy(part)) for part in (X[train], X_val))
-        if found.degenerate:
-            warnings.warn(
-                "the discovered environments are degenerate; training class-balanced ERM in place of "
-                f"{self.robust!r}, selected by the worst class",
-                UserWarning,
-                stacklevel=2,
-            )
+        useless = _warn_of_missing(found, self.robust)
+        if useless:
             groups, held_groups = found.labels, found.validation_labels
         else:
             groups, held_groups = found.groups(), found.groups(validation=True)
         fit = fit_groups(
             inputs, found.labels, groups, held_inputs, found.validation_labels, held_groups,
             make_model=self.model or zero_head(inputs.shape[1], len(self.classes_)),
-            learner="rwg" if found.degenerate else self.robust,
+            learner="rwg" if useless else self.robust,
             draws=draw_hyperparameters(self.search if isinstance(self.search, int) else 10, generator=seed),
             steps=found.flip_history[-1][0],
             seed=seed,
@@ -249,14 +248,46 @@ def _steps(steps: int | str) -> int | None:
     return steps
 
 
+def _warn_of_missing(found: Environments, robust: str) -> bool:
+    """Whether no class has both environments to train on, so that there is nothing to be robust to; with a warning."""
+    assert found.validation is not None
+    assert found.validation_labels is not None
+    number = len(found.classes)
+    in_training = missing_environments(found.train, found.labels, number)
+    in_validation = missing_environments(found.validation, found.validation_labels, number)
+    missing = sorted({*in_training, *in_validation})
+    # Twins that diverged lack nothing that could be counted, yet are degenerate.
+    useless = len(in_training) == number or (found.degenerate and not missing)
+    if useless:
+        text = (
+            "the discovered environments are degenerate for every class; training class-balanced ERM in place of "
+            f"{robust!r}, selected by the worst class"
+        )
+    elif missing:
+        names = ", ".join(str(found.classes[index]) for index in missing[:5])
+        text = (
+            f"class {names} lacks one of the two environments in training or validation data and counts as one group "
+            f"there; {robust!r} trains on the {len(found.groups().unique())} groups that exist"
+        )
+    else:
+        return False
+    warnings.warn(text, UserWarning, stacklevel=3)
+    return useless
+
+
 def _stratified_part(y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Places of about `fraction` of each class, in order; none of classes with fewer than four examples."""
+    """Places of about `fraction` of each class, in order, leaving four to train on; none of the smallest classes.
+
+    One validation example could not be in both environments, so a class gives at least four, or two if it is small.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction is {fraction}; it needs to lie between 0 and 1")
     generator = numpy_generator(seed, "validation")
     parts = []
     for members in (np.flatnonzero(y == label) for label in np.unique(y)):
         if len(members) >= 4:
-            number = min(max(round(fraction * len(members)), 1), len(members) - 2)
-            parts.append(generator.permutation(members)[:number])
+            shuffled = generator.permutation(members)
+            least = 4 if len(members) >= 8 else 2
+            number = min(max(round(fraction * len(members)), least), len(members) - 4)
+            parts.append(shuffled[: number if number >= 2 else 0])
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
