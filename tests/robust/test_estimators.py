@@ -104,15 +104,15 @@ def test_without_usable_environments_it_is_balanced_erm_and_says_so() -> None:
     assert classifier.score(X, y) > 0.9
 
 
-@pytest.mark.filterwarnings("ignore:degenerate environments")
 @pytest.mark.parametrize("rare", [4, 5, 6, 8])
 def test_a_rare_class_does_not_switch_robustness_off_for_the_others(rare: int) -> None:
-    X, y, background = shortcut(2000)
+    X, y, _ = shortcut(2000)
     new_X, new_y, new_background = shortcut(4000, seed=1)
     rng = np.random.default_rng(2)
     X = np.concatenate([X, rng.normal(size=(rare, 4)) - 12])
     y = np.concatenate([y, np.full(rare, 2)])
-    with pytest.warns(UserWarning) as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         classifier = XRMClassifier(steps=600, search=4, random_state=0, device="cpu").fit(X, y)
     texts = [str(one.message) for one in caught]
     assert any("class 2 lacks one" in text and "trains on the 5 groups that exist" in text for text in texts)
@@ -160,6 +160,33 @@ def test_the_same_seed_gives_the_same_classifier() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_offset_that_single_precision_would_not_survive_changes_nothing() -> None:
+    X, y, _ = shortcut(400)
+    one, far = (XRMClassifier(random_state=0, steps=200, search=2, device="cpu") for _ in range(2))
+    one.fit(X, y)
+    far.fit(X + 1e8, y)
+    assert np.array_equal(one.predict(X), far.predict(X + 1e8))
+    assert np.array_equal(one.environments_, far.environments_)
+    found = EnvironmentDiscoverer(random_state=0, steps=200, search=2, device="cpu").fit(X + 1e8, y)
+    assert np.array_equal(found.predict_environments(X + 1e8, y), found.environments_)
+
+
+def test_arrays_that_cannot_be_written_to_are_predicted_in_silence_and_in_parts(monkeypatch) -> None:
+    X, y, _ = shortcut(400)
+    classifier = XRMClassifier(random_state=0, steps=100, search=2, device="cpu")
+    frozen = X.astype(np.float32)
+    frozen.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier.fit(frozen, y, frozen, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = classifier.predict_proba(frozen)
+        monkeypatch.setattr("mechanisms.robust.estimators._PREDICTED_ROWS", 7)
+        np.testing.assert_allclose(classifier.predict_proba(frozen), expected, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_it_works_inside_pipelines_grids_and_cross_validation() -> None:
     X, y, _ = shortcut(240)
     classifier = XRMClassifier(random_state=0, steps=30, search=1, device="cpu")
@@ -186,6 +213,12 @@ def test_mistakes_are_named() -> None:
         XRMClassifier(validation_fraction=2).fit(X, y)
     with pytest.raises(ValueError, match="number or 'auto'"):
         EnvironmentDiscoverer(steps="many").fit(X, y)
+    with pytest.raises(ValueError, match="label 1 is missing"):
+        XRMClassifier().fit(X[:4], ["cow", None, "elk", "cow"])
+    with pytest.raises(ValueError, match="labels mix int, text"):
+        EnvironmentDiscoverer().fit(X[:4], np.array(["cow", 1, "cow", 1], object))
+    with pytest.raises(TypeError, match="Linear, not a function"):
+        XRMClassifier(model=nn.Linear(4, 2)).fit(X, y)
     with pytest.raises(ValueError, match="at least two classes"):
         EnvironmentDiscoverer().fit(X, np.ones(40))
     with pytest.raises(NotFittedError):

@@ -19,12 +19,15 @@ from sklearn.utils.validation import check_is_fitted, validate_data  # type: ign
 from torch import nn
 
 from mechanisms._base.seeds import RandomState, as_seed, numpy_generator
+from mechanisms.robust._rows import check_labels
 from mechanisms.robust._settings import Search, Setting
 from mechanisms.robust.environments import Environments, missing_environments
 from mechanisms.robust.training import draw_hyperparameters, fit_groups
 from mechanisms.robust.xrm import discover_environments, zero_head
 
 __all__ = ["EnvironmentDiscoverer", "XRMClassifier"]
+
+_PREDICTED_ROWS = 4096
 
 
 class EnvironmentDiscoverer(BaseEstimator):
@@ -198,7 +201,7 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
             self.environments_[self.validation_indices_] = self.validation_environments_
         self.environments_[train] = found.train.numpy()
 
-        inputs, held_inputs = (found.twins.prepare(torch.from_numpy(part)) for part in (X[train], X_val))
+        inputs, held_inputs = (found.twins.prepare(torch.tensor(part)) for part in (X[train], X_val))
         useless = _warn_of_missing(found, self.robust)
         if useless:
             groups, held_groups = found.labels, found.validation_labels
@@ -221,11 +224,15 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities (n, K) of the classes."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float32, allow_nd=self.model is not None)
-        inputs = self.discovery_.twins.prepare(torch.from_numpy(X))
+        dtype = np.float32 if self.model is not None else [np.float64, np.float32]
+        X = validate_data(self, X, reset=False, dtype=dtype, allow_nd=self.model is not None)
+        parts = []
         with torch.no_grad():
-            logits = self.network_(inputs.double() if self.model is None else inputs)
-        return logits.double().softmax(1).numpy()
+            for start in range(0, len(X), _PREDICTED_ROWS):
+                # A copy of a few rows: arrays that cannot be written to make torch warn.
+                inputs = self.discovery_.twins.prepare(torch.tensor(X[start : start + _PREDICTED_ROWS]))
+                parts.append(self.network_(inputs.double() if self.model is None else inputs).double().softmax(1))
+        return torch.cat(parts).numpy()
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Labels (n,)."""
@@ -234,8 +241,12 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _checked(estimator: Any, X: Any, y: Any, *, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    if y is not None:
+        check_labels(y)
     allow_nd = estimator.model is not None
-    X, y = validate_data(estimator, X, y, reset=reset, dtype=np.float32, allow_nd=allow_nd)
+    # Without a model of the user's, features are standardised in the precision they have.
+    dtype = np.float32 if estimator.model is not None else [np.float64, np.float32]
+    X, y = validate_data(estimator, X, y, reset=reset, dtype=dtype, allow_nd=allow_nd)
     check_classification_targets(y)
     return X, y
 
