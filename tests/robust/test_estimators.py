@@ -17,6 +17,8 @@ from torch import nn
 from mechanisms.robust.embed import embed
 from mechanisms.robust.estimators import EnvironmentDiscoverer, XRMClassifier, _stratified_part
 from mechanisms.robust.groups import worst_group_accuracy
+from mechanisms.robust.training import fit_groups
+from mechanisms.robust.xrm import Search, Setting
 
 
 def shortcut(n: int = 800, seed: int = 0, classes: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,6 +171,35 @@ def test_an_offset_that_single_precision_would_not_survive_changes_nothing() -> 
     assert np.array_equal(one.environments_, far.environments_)
     found = EnvironmentDiscoverer(random_state=0, steps=200, search=2, device="cpu").fit(X + 1e8, y)
     assert np.array_equal(found.predict_environments(X + 1e8, y), found.environments_)
+
+
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        (2, ("sgd", 0.9, 2, (1e-4, 1e-2), (1e-6, 1e-3))),
+        (Search(lr=(0.1, 0.2), weight_decay=0.0, optimizer="adam", trials=3), ("adam", 0.9, 3, (0.1, 0.2), (0.0, 0.0))),
+        ([Setting(0.03, 0.5, 16, "sgd", 0.0)], ("sgd", 0.0, 10, (0.03, 0.03), (0.5, 0.5))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_robust_learner_searches_in_the_family_of_the_twins(monkeypatch, search, expected) -> None:
+    X, y, _ = shortcut(200)
+    seen = {}
+
+    def spy(*args, **options):
+        seen.update(options)
+        return fit_groups(*args, **options)
+
+    monkeypatch.setattr("mechanisms.robust.estimators.fit_groups", spy)
+    XRMClassifier(search=search, steps=20, random_state=0, device="cpu").fit(X, y)
+    optimizer, momentum, count, lr, weight_decay = expected
+    draws = seen["draws"]
+    assert (seen["optimizer"], seen["momentum"], len(draws)) == (optimizer, momentum, count)
+    assert all(lr[0] <= value <= lr[1] for value in draws.lr)
+    assert all(weight_decay[0] <= value <= weight_decay[1] for value in draws.weight_decay)
+    if count == 10:
+        assert draws.batch_size == (16,) * 10
+        assert len(set(draws.eta)) == 10
 
 
 def test_arrays_that_cannot_be_written_to_are_predicted_in_silence_and_in_parts(monkeypatch) -> None:

@@ -200,32 +200,30 @@ def test_half_and_full_passes_give_the_same_twins() -> None:
 
 def test_saving_mid_run_and_continuing_gives_the_same_environments_bit_for_bit(tmp_path) -> None:
     x, y, _ = shortcut(300)
+    order = SharedBatches(300, [32], torch.Generator().manual_seed(4))
+    batches = [order.draw() for _ in range(60)]
 
-    def fresh() -> tuple[TwinTrainer, SharedBatches]:
+    def fresh() -> TwinTrainer:
         make = lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 2))  # noqa: E731
-        trainer = TwinTrainer(
+        return TwinTrainer(
             make, y, 2, make_optimizer=lambda ps: torch.optim.Adam(ps, lr=0.01), generator=3, device="cpu",
             make_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.9),
         )  # fmt: skip
-        return trainer, SharedBatches(300, [32], torch.Generator().manual_seed(4))
 
-    def run(pair: tuple[TwinTrainer, SharedBatches], steps: int) -> None:
-        for _ in range(steps):
-            rows = pair[1].draw()
-            pair[0].step(rows, x[rows])
+    def run(trainer: TwinTrainer, some: list[torch.Tensor]) -> None:
+        for rows in some:
+            trainer.step(rows, x[rows])
 
     through, first, resumed = fresh(), fresh(), fresh()
-    run(through, 60)
-    run(first, 25)
-    for name, part in zip(("trainer", "batches"), first, strict=True):
-        torch.save(part.state_dict(), tmp_path / name)
+    run(through, batches)
+    run(first, batches[:25])
+    torch.save(first.state_dict(), tmp_path / "trainer")
     torch.rand(100)
-    for name, part in zip(("trainer", "batches"), resumed, strict=True):
-        part.load_state_dict(torch.load(tmp_path / name, weights_only=True))
-    run(resumed, 35)
-    assert torch.equal(through[0].annotate(x, y), resumed[0].annotate(x, y))
-    assert torch.equal(through[0].working_labels, resumed[0].working_labels)
-    for one, other in zip(through[0].twins.parameters(), resumed[0].twins.parameters(), strict=True):
+    resumed.load_state_dict(torch.load(tmp_path / "trainer", weights_only=True))
+    run(resumed, batches[25:])
+    assert torch.equal(through.annotate(x, y), resumed.annotate(x, y))
+    assert torch.equal(through.working_labels, resumed.working_labels)
+    for one, other in zip(through.twins.parameters(), resumed.twins.parameters(), strict=True):
         assert torch.equal(one, other)
 
 

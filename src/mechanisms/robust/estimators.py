@@ -8,6 +8,7 @@ Reference: Pezeshki et al., "Discovering Environments with XRM", ICML 2024, arXi
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from torch import nn
 from mechanisms._base.seeds import RandomState, as_seed, numpy_generator
 from mechanisms.robust._rows import check_labels
 from mechanisms.robust._settings import Search, Setting
+from mechanisms.robust._stack import OptimizerName
 from mechanisms.robust.environments import Environments, missing_environments
-from mechanisms.robust.training import draw_hyperparameters, fit_groups
+from mechanisms.robust.training import Draws, draw_hyperparameters, fit_groups
 from mechanisms.robust.xrm import discover_environments, zero_head
 
 __all__ = ["EnvironmentDiscoverer", "XRMClassifier"]
@@ -112,7 +114,9 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
         model: returns a fresh `nn.Module` from inputs to K logits, for the twins and for the classifier; default linear
             heads on standardised features.
         robust: the group-robust learner: "groupdro", "rwg" (re-weighting) or "subg" (sub-sampling).
-        search: combinations to try, for the twins and, when it is a number, for the robust learner (else 10).
+        search: combinations to try, for the twins and for the robust learner: a number, a `Search` whose ranges and
+            optimizer serve both, or the combinations. Of the latter the robust learner takes those with the optimizer
+            of the chosen twins, in turn, for at least ten draws.
         steps: updates per combination in each phase; "auto" is 40 epochs between 1500 and 5000.
         validation_fraction: share of each class that is kept for selection when `fit` gets no validation data; at least
             four examples of a class, or two of a class with fewer than eight. Classes with fewer than six examples are
@@ -207,11 +211,14 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
             groups, held_groups = found.labels, found.validation_labels
         else:
             groups, held_groups = found.groups(), found.groups(validation=True)
+        draws, optimizer, momentum = _phase2(self.search, found.best_setting, seed)
         fit = fit_groups(
             inputs, found.labels, groups, held_inputs, found.validation_labels, held_groups,
             make_model=self.model or zero_head(inputs.shape[1], len(self.classes_)),
             learner="rwg" if useless else self.robust,
-            draws=draw_hyperparameters(self.search if isinstance(self.search, int) else 10, generator=seed),
+            draws=draws,
+            optimizer=optimizer,
+            momentum=momentum,
             steps=found.flip_history[-1][0],
             seed=seed,
             device=self.device,
@@ -257,6 +264,24 @@ def _steps(steps: int | str) -> int | None:
     if isinstance(steps, str):
         raise ValueError(f"steps is {steps!r}; give a number or 'auto'")
     return steps
+
+
+def _phase2(search: int | Search | Sequence[Setting], best: Setting, seed: int) -> tuple[Draws, OptimizerName, float]:
+    """Hyper-parameters, optimizer and momentum of the robust learner, from the family of the twins'."""
+    if isinstance(search, int):
+        search = Search(trials=search)
+    names = ("lr", "weight_decay", "batch_size")
+    if isinstance(search, Search):
+        given = {name: getattr(search, name) for name in names}
+        ranges = {name: value for name, value in given.items() if isinstance(value, Sequence)}
+        fixed = {name: (value,) * search.trials for name, value in given.items() if name not in ranges}
+        draws = draw_hyperparameters(search.trials, ranges, generator=seed)
+        return replace(draws, **fixed), search.optimizer, search.momentum
+    settings = [one for one in search if (one.optimizer, one.momentum) == (best.optimizer, best.momentum)]
+    draws = draw_hyperparameters(max(10, len(settings)), generator=seed)
+    turns = [settings[turn % len(settings)] for turn in range(len(draws))]
+    taken = {name: tuple(getattr(one, name) for one in turns) for name in names}
+    return replace(draws, **taken), best.optimizer, best.momentum
 
 
 def _warn_of_missing(found: Environments, robust: str) -> bool:
