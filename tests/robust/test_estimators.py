@@ -15,8 +15,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from mechanisms.robust.embed import embed
-from mechanisms.robust.estimators import EnvironmentDiscoverer, XRMClassifier
+from mechanisms.robust.estimators import EnvironmentDiscoverer, XRMClassifier, _stratified_part
 from mechanisms.robust.groups import worst_group_accuracy
+from mechanisms.robust.training import fit_groups
+from mechanisms.robust.xrm import Search, Setting
 
 
 def shortcut(n: int = 800, seed: int = 0, classes: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,6 +106,38 @@ def test_without_usable_environments_it_is_balanced_erm_and_says_so() -> None:
     assert classifier.score(X, y) > 0.9
 
 
+@pytest.mark.parametrize("rare", [4, 5, 6, 8])
+def test_a_rare_class_does_not_switch_robustness_off_for_the_others(rare: int) -> None:
+    X, y, _ = shortcut(2000)
+    new_X, new_y, new_background = shortcut(4000, seed=1)
+    rng = np.random.default_rng(2)
+    X = np.concatenate([X, rng.normal(size=(rare, 4)) - 12])
+    y = np.concatenate([y, np.full(rare, 2)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        classifier = XRMClassifier(steps=600, search=4, random_state=0, device="cpu").fit(X, y)
+    texts = [str(one.message) for one in caught]
+    assert any("class 2 lacks one" in text and "trains on the 5 groups that exist" in text for text in texts)
+    assert not any("ERM" in text or "fewer than four" in text for text in texts)
+    assert classifier.degenerate_
+    alone = XRMClassifier(steps=600, search=4, random_state=0, device="cpu").fit(X[:2000], y[:2000])
+    groups = 2 * new_y + (new_background != new_y)
+    worst, expected = (float(worst_group_accuracy(new_y, one.predict(new_X), groups)) for one in (classifier, alone))
+    assert worst > expected - 0.05
+    assert (classifier.predict(X[y == 2]) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [(2, 0), (3, 0), (5, 0), (6, 2), (7, 2), (8, 4), (17, 4), (40, 8), (2000, 400)]
+)
+def test_the_cut_takes_examples_of_a_class_only_when_it_leaves_four(size: int, kept: int) -> None:
+    y = np.concatenate([np.zeros(100), np.ones(size)])
+    part = _stratified_part(y, 0.2, seed=0)
+    assert (y[part] == 1).sum() == kept
+    assert (y[part] == 0).sum() == 20
+    assert (y[_stratified_part(y, 0.99, seed=0)] == 1).sum() == (min(round(0.99 * size), size - 4) if size >= 6 else 0)
+
+
 def test_a_model_of_ones_own_serves_both_phases() -> None:
     X, y, _ = shortcut(600)
     X = X.astype(np.float32)
@@ -125,6 +159,62 @@ def test_the_same_seed_gives_the_same_classifier() -> None:
     expected = one.fit(X, y).predict_proba(X)
     torch.rand(3)
     assert np.array_equal(clone(one).fit(X, y).predict_proba(X), expected)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_offset_that_single_precision_would_not_survive_changes_nothing() -> None:
+    X, y, _ = shortcut(400)
+    one, far = (XRMClassifier(random_state=0, steps=200, search=2, device="cpu") for _ in range(2))
+    one.fit(X, y)
+    far.fit(X + 1e8, y)
+    assert np.array_equal(one.predict(X), far.predict(X + 1e8))
+    assert np.array_equal(one.environments_, far.environments_)
+    found = EnvironmentDiscoverer(random_state=0, steps=200, search=2, device="cpu").fit(X + 1e8, y)
+    assert np.array_equal(found.predict_environments(X + 1e8, y), found.environments_)
+
+
+@pytest.mark.parametrize(
+    ("search", "expected"),
+    [
+        (2, ("sgd", 0.9, 2, (1e-4, 1e-2), (1e-6, 1e-3))),
+        (Search(lr=(0.1, 0.2), weight_decay=0.0, optimizer="adam", trials=3), ("adam", 0.9, 3, (0.1, 0.2), (0.0, 0.0))),
+        ([Setting(0.03, 0.5, 16, "sgd", 0.0)], ("sgd", 0.0, 10, (0.03, 0.03), (0.5, 0.5))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_robust_learner_searches_in_the_family_of_the_twins(monkeypatch, search, expected) -> None:
+    X, y, _ = shortcut(200)
+    seen = {}
+
+    def spy(*args, **options):
+        seen.update(options)
+        return fit_groups(*args, **options)
+
+    monkeypatch.setattr("mechanisms.robust.estimators.fit_groups", spy)
+    XRMClassifier(search=search, steps=20, random_state=0, device="cpu").fit(X, y)
+    optimizer, momentum, count, lr, weight_decay = expected
+    draws = seen["draws"]
+    assert (seen["optimizer"], seen["momentum"], len(draws)) == (optimizer, momentum, count)
+    assert all(lr[0] <= value <= lr[1] for value in draws.lr)
+    assert all(weight_decay[0] <= value <= weight_decay[1] for value in draws.weight_decay)
+    if count == 10:
+        assert draws.batch_size == (16,) * 10
+        assert len(set(draws.eta)) == 10
+
+
+def test_arrays_that_cannot_be_written_to_are_predicted_in_silence_and_in_parts(monkeypatch) -> None:
+    X, y, _ = shortcut(400)
+    classifier = XRMClassifier(random_state=0, steps=100, search=2, device="cpu")
+    frozen = X.astype(np.float32)
+    frozen.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        classifier.fit(frozen, y, frozen, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = classifier.predict_proba(frozen)
+        monkeypatch.setattr("mechanisms.robust.estimators._PREDICTED_ROWS", 7)
+        np.testing.assert_allclose(classifier.predict_proba(frozen), expected, rtol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -154,6 +244,12 @@ def test_mistakes_are_named() -> None:
         XRMClassifier(validation_fraction=2).fit(X, y)
     with pytest.raises(ValueError, match="number or 'auto'"):
         EnvironmentDiscoverer(steps="many").fit(X, y)
+    with pytest.raises(ValueError, match="label 1 is missing"):
+        XRMClassifier().fit(X[:4], ["cow", None, "elk", "cow"])
+    with pytest.raises(ValueError, match="labels mix int, text"):
+        EnvironmentDiscoverer().fit(X[:4], np.array(["cow", 1, "cow", 1], object))
+    with pytest.raises(TypeError, match="Linear, not a function"):
+        XRMClassifier(model=nn.Linear(4, 2)).fit(X, y)
     with pytest.raises(ValueError, match="at least two classes"):
         EnvironmentDiscoverer().fit(X, np.ones(40))
     with pytest.raises(NotFittedError):

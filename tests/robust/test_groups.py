@@ -146,6 +146,15 @@ def test_enormous_losses_do_not_overflow():
     assert objective.q.tolist() == [1.0, 0.0]
 
 
+def test_a_group_whose_weight_underflowed_can_come_back():
+    objective, groups = GroupDROLoss(2, eta=1.0), torch.tensor([0, 1])
+    objective(torch.tensor([500.0, 0.0]), groups)
+    assert objective.q.tolist() == [1.0, 0.0]
+    objective(torch.tensor([0.0, 600.0]), groups)
+    assert objective.q.tolist() == pytest.approx([0.0, 1.0])
+    assert list(objective.state_dict()) == ["log_q"]
+
+
 def test_half_precision_losses_are_counted_exactly():
     groups = torch.tensor([0] * 1001 + [1])
     objective = GroupDROLoss(2, eta=0.0)

@@ -1,5 +1,6 @@
 """XRM: the exact facts of its specification, from the loss to whole discoveries."""
 
+import re
 import warnings
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from mechanisms._base.seeds import torch_generator
+from mechanisms.robust._rows import check_finite
 from mechanisms.robust._stack import SharedBatches
 from mechanisms.robust._twin_stack import TwinStack
 from mechanisms.robust.xrm import (
@@ -196,32 +200,30 @@ def test_half_and_full_passes_give_the_same_twins() -> None:
 
 def test_saving_mid_run_and_continuing_gives_the_same_environments_bit_for_bit(tmp_path) -> None:
     x, y, _ = shortcut(300)
+    order = SharedBatches(300, [32], torch.Generator().manual_seed(4))
+    batches = [order.draw() for _ in range(60)]
 
-    def fresh() -> tuple[TwinTrainer, SharedBatches]:
+    def fresh() -> TwinTrainer:
         make = lambda: nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.ReLU(), nn.Linear(16, 2))  # noqa: E731
-        trainer = TwinTrainer(
+        return TwinTrainer(
             make, y, 2, make_optimizer=lambda ps: torch.optim.Adam(ps, lr=0.01), generator=3, device="cpu",
             make_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.9),
         )  # fmt: skip
-        return trainer, SharedBatches(300, [32], torch.Generator().manual_seed(4))
 
-    def run(pair: tuple[TwinTrainer, SharedBatches], steps: int) -> None:
-        for _ in range(steps):
-            rows = pair[1].draw()
-            pair[0].step(rows, x[rows])
+    def run(trainer: TwinTrainer, some: list[torch.Tensor]) -> None:
+        for rows in some:
+            trainer.step(rows, x[rows])
 
     through, first, resumed = fresh(), fresh(), fresh()
-    run(through, 60)
-    run(first, 25)
-    for name, part in zip(("trainer", "batches"), first, strict=True):
-        torch.save(part.state_dict(), tmp_path / name)
+    run(through, batches)
+    run(first, batches[:25])
+    torch.save(first.state_dict(), tmp_path / "trainer")
     torch.rand(100)
-    for name, part in zip(("trainer", "batches"), resumed, strict=True):
-        part.load_state_dict(torch.load(tmp_path / name, weights_only=True))
-    run(resumed, 35)
-    assert torch.equal(through[0].annotate(x, y), resumed[0].annotate(x, y))
-    assert torch.equal(through[0].working_labels, resumed[0].working_labels)
-    for one, other in zip(through[0].twins.parameters(), resumed[0].twins.parameters(), strict=True):
+    resumed.load_state_dict(torch.load(tmp_path / "trainer", weights_only=True))
+    run(resumed, batches[25:])
+    assert torch.equal(through.annotate(x, y), resumed.annotate(x, y))
+    assert torch.equal(through.working_labels, resumed.working_labels)
+    for one, other in zip(through.twins.parameters(), resumed.twins.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -252,6 +254,22 @@ def test_bfloat16_finds_the_shortcut(how: str) -> None:
             state = trainer.step(torch.arange(400), x.to(dtype))
     assert state["loss"].dtype == torch.float32
     assert torch.equal(trainer.annotate(x.to(dtype), y), (y != background).long())
+
+
+def test_double_precision_inputs_train_a_single_precision_network() -> None:
+    x, y, _ = shortcut(60)
+    images = x[:, :, None, None].expand(-1, -1, 3, 3)
+    make = lambda: nn.Sequential(nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 2))  # noqa: E731
+    one, other = trainer_on(x, y, make), trainer_on(x, y, make)
+    one.step(torch.arange(60), images)
+    other.step(torch.arange(60), images.double())
+    assert torch.equal(one.annotate(images, y), other.annotate(images.double(), y))
+    options = {"model": make, "steps": 20, "search": [Setting(0.01)], "random_state": 0, "device": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [discover_environments(data, y, **options) for data in (images, images.double())]
+    assert torch.equal(found[0].held_out_probabilities, found[1].held_out_probabilities)
+    assert torch.equal(found[0].annotate(images.double(), y, device="cpu"), found[0].train)
 
 
 def test_inputs_may_be_dictionaries_of_tensors() -> None:
@@ -431,6 +449,67 @@ def test_features_of_other_dtypes_become_single_precision(dtype: torch.dtype) ->
     assert torch.equal(found.train, discover_environments(x.to(dtype).float(), y, **options).train)
 
 
+class Bad(Pairs):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        x, y = super().__getitem__(index)
+        return (x * torch.inf if index == 37 else x), y
+
+
+@quiet
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_row_of_a_data_set_that_is_not_finite_is_named(num_workers: int) -> None:
+    x, y, _ = shortcut(60)
+    options = {"model": lambda: nn.Linear(8, 2), "steps": 10, "search": [Setting(0.05, 0.0, 32)], "device": "cpu"}
+    options |= {"num_workers": num_workers, "random_state": 0}
+    with pytest.raises(ValueError, match="row 37 of the data set contains NaN"):
+        discover_environments(Bad(x, y), **options)
+    with pytest.raises(ValueError, match="row 37 of the data set contains NaN"):
+        discover_environments(Pairs(x, y), validation=Bad(x, y), **options)
+    with pytest.raises(ValueError, match="row 37 of the data set contains NaN"):
+        discover_environments(Pairs(x, y), **options).annotate(Bad(x, y), device="cpu")
+
+
+def test_large_finite_values_whose_sum_overflows_are_no_error() -> None:
+    check_finite(torch.full((4, 2), 3e38), torch.arange(4))
+
+
+@quiet
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_discovery_from_a_data_set_leaves_the_global_generator_alone(num_workers: int) -> None:
+    x, y, _ = shortcut(60)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    discover_environments(
+        Pairs(x, y), validation=Pairs(x, y), model=lambda: nn.Linear(8, 2), steps=3, search=[Setting(0.05, 0.0, 32)],
+        num_workers=num_workers, random_state=0, device="cpu",
+    ).annotate(Pairs(x, y), device="cpu")  # fmt: skip
+    assert torch.equal(torch.rand(3), expected)
+
+
+@quiet
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy])
+def test_an_offset_that_single_precision_would_not_survive_changes_nothing(form) -> None:
+    x, y, background = shortcut(400)
+    x = x.double().numpy()
+    options = {"steps": 200, "search": [Setting(0.01)], "random_state": 0, "device": "cpu"}
+    far = discover_environments(form(x + 1e8), y, validation=(form(x[:100] + 1e8), y[:100]), **options)
+    assert torch.equal(far.train, (y != background).long())
+    assert torch.equal(far.validation, far.train[:100])
+    assert torch.equal(far.annotate(form(x + 1e8), y, device="cpu"), far.train)
+    seconds = torch.from_numpy((x * 1000 + 2e9).round()).long()
+    assert torch.equal(discover_environments(seconds, y, **options).train, far.train)
+
+
+@quiet
+def test_features_that_never_change_stay_unscaled_in_every_precision() -> None:
+    x, y, _ = shortcut(100)
+    x[:, 3] = 0.1
+    for data in (x, x.double().numpy(), x.numpy()):
+        twins = discover_environments(data, y, steps=5, search=1, random_state=0, device="cpu").twins
+        assert float(twins.scale[3]) == 1
+
+
 @quiet
 def test_environments_do_not_depend_on_the_number_of_workers() -> None:
     x, y, _ = shortcut(200)
@@ -568,6 +647,64 @@ def test_a_class_without_mistakes_is_called_degenerate() -> None:
     assert all(trial.score == 0 for trial in found.trials)
 
 
+def warnings_of(*args, **options) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        discover_environments(*args, **({"device": "cpu", "random_state": 0} | options))
+    return [str(one.message) for one in caught]
+
+
+def test_the_degenerate_warning_says_which_environment_is_missing_where() -> None:
+    x, y, _ = shortcut(400)
+    easy = x[:40] + 8.0 * torch.eye(8)[y[:40]] * torch.tensor([3.0] * 2 + [0.0] * 6)
+    easy[:, :2] = 8.0 * torch.eye(2)[y[:40]]
+    hard = easy.clone()
+    hard[:, :2] = 8.0 * torch.eye(2)[1 - y[:40]]
+    options = {"steps": 200, "search": [Setting(0.01)]}
+    (text,) = warnings_of(x, y, validation=(easy, y[:40]), **options)
+    assert "no environment 1 in class 0 (validation), class 1 (validation): the twins made no held-out mistakes" in text
+    assert "no environment 0" not in text
+    assert "(train)" not in text
+    (text,) = warnings_of(x, y, validation=(hard, y[:40]), **options)
+    assert "no environment 0 in class 0 (validation), class 1 (validation): the twins err on all of it" in text
+    assert "no environment 1" not in text
+    (text,) = warnings_of(
+        x, y, validation=(torch.cat([x[20:400:2], easy[1:2]]), torch.cat([y[20:400:2], y[1:2]])), **options
+    )
+    assert "a single example in class 1 (validation)" in text
+
+
+@quiet
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_twins_that_diverge_are_degenerate_and_the_others_are_kept(one_pass: bool) -> None:
+    x, y, _ = shortcut(300)
+    make = lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU() if one_pass else nn.LayerNorm(8), nn.Linear(8, 2))  # noqa: E731
+    options = {"model": make, "steps": 60, "random_state": 0, "device": "cpu"}
+    wild, tame = Setting(1e30), Setting(1e-5)
+    with pytest.warns(UserWarning, match=r"diverged \(logits are not finite\); lower lr"):
+        found = discover_environments(x, y, search=[wild], **options)
+    assert found.degenerate
+    assert found.trials[0].score == 0
+    both = discover_environments(x, y, search=[wild, tame], **options)
+    assert both.best_setting == tame
+    with pytest.raises(ValueError, match="logits of row 0 are not finite"):
+        found.annotate(x, y)
+
+
+def test_flips_that_run_away_in_an_overparametrised_network_are_warned_about() -> None:
+    """The setting in which environments decay after some steps: a wide network and Adam on Waterbirds-like data."""
+    sizes = torch.tensor([3498, 184, 56, 1057])
+    y, place = torch.tensor([0, 0, 1, 1]).repeat_interleave(sizes), torch.tensor([0, 1, 0, 1]).repeat_interleave(sizes)
+    x = torch.randn(len(y), 64, generator=torch.Generator().manual_seed(0))
+    x[:, :8] += ((2 * y - 1) * 1.5 / 8**0.5).unsqueeze(1)
+    x[:, 8:16] += ((2 * place - 1) * 2.0 / 8**0.5).unsqueeze(1)
+    make = lambda: nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 2))  # noqa: E731
+    (text,) = warnings_of(x, y, model=make, search=[Setting(2e-3, 1e-4, 128, "adam")], standardize=True, steps=1000)
+    assert "still rising" in text
+    found = r"step: rate = .*, 1000: (0\.\d+)\)"
+    assert re.search(found, text)[1] == re.search(r"flip rate is (0\.\d+)", text)[1]
+
+
 def test_more_flipped_than_kept_labels_are_warned_about() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 200, generator=generator), torch.arange(60) % 4
@@ -623,6 +760,32 @@ class Endless(IterableDataset):
         ),
         (torch.randn(8, 3), [0, 1] * 4, {"model": lambda: nn.Linear(4, 2)}, ValueError, "cannot take inputs"),
         (torch.randn(8, 3), [0, 1] * 4, {"random_state": "x"}, TypeError, "random_state is a str"),
+        (torch.randn(4, 3), ["cow", None, "elk", "cow"], {}, ValueError, r"label 1 is missing \(None\)"),
+        (torch.randn(4, 3), [0, None, 1, 0], {}, ValueError, r"label 1 is missing"),
+        (torch.randn(4, 3), np.array(["cow", np.nan, "elk", "cow"], object), {}, ValueError, r"label 1 is missing"),
+        (torch.randn(4, 3), ["cow", 1, "cow", 1], {}, ValueError, "labels mix int, text"),
+        ((torch.randn(4, 3), torch.arange(4) % 2), None, {}, TypeError, "X and y as two arguments"),
+        (
+            torch.randn(8, 3),
+            [0, 1] * 4,
+            {"model": nn.Linear(3, 2)},
+            TypeError,
+            "Linear, not a function; give a callable",
+        ),
+        (
+            torch.randn(8, 3),
+            [0, 1] * 4,
+            {"model": lambda: nn.Linear(3, 2).requires_grad_(False)},
+            ValueError,
+            "unfreeze",
+        ),
+        (
+            torch.randint(256, (8, 3, 4, 4), dtype=torch.uint8),
+            [0, 1] * 4,
+            {"model": lambda: nn.Sequential(nn.Conv2d(3, 2, 4), nn.Flatten())},
+            ValueError,
+            r"cannot take inputs of torch.uint8 .* x.float\(\) / 255",
+        ),
         (Endless(), None, {}, TypeError, "map-style Dataset with __len__"),
         (Pairs(torch.randn(8, 3), torch.arange(8) % 2), None, {}, ValueError, "pass a model"),
     ],
@@ -644,6 +807,16 @@ def test_mistakes_at_the_trainer_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"returned \(., 5\), expected logits of shape \(., 2\)"):
         trainer_on(x, y, lambda: nn.Linear(3, 5)).step(torch.arange(10), x)
     trainer = trainer_on(x, y)
+    with pytest.raises(TypeError, match="Linear, not a function"):
+        trainer_on(x, y, nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="unfreeze a layer"):
+        trainer_on(x, y, lambda: nn.Linear(3, 2).requires_grad_(False))
+    with pytest.raises(ValueError, match=r"9 indices for inputs of \[10\] rows"):
+        trainer.step(torch.arange(9), x)
+    with pytest.raises(ValueError, match=r"cannot take inputs of torch.int64"):
+        trainer.step(torch.arange(10), x.long())
+    with pytest.raises(ValueError, match="logits of row 4 are not finite"):
+        trainer.annotate(torch.where(torch.arange(10)[:, None] == 4, torch.nan, x), y)
     with pytest.raises(ValueError, match="shuffles"):
         trainer.annotate(DataLoader(TensorDataset(x, y), shuffle=True), y)
     with pytest.raises(ValueError, match="10 rows of inputs but 9 labels"):
@@ -661,3 +834,16 @@ def test_mistakes_at_the_trainer_are_named(tmp_path) -> None:
     (tmp_path / "other").write_bytes(b"no")
     with pytest.raises(ValueError, match="not a saved discovery"):
         Environments.load(tmp_path / "other")
+
+
+@quiet
+@pytest.mark.parametrize("lost", ["train", "twin.a.weight", "trials", "about"])
+def test_a_file_that_lacks_something_is_not_a_saved_discovery(tmp_path, lost: str) -> None:
+    x, y, _ = shortcut(60)
+    discover_environments(x, y, steps=3, search=1, random_state=0, device="cpu").save(tmp_path / "whole")
+    with safe_open(tmp_path / "whole", "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != lost}  # noqa: SIM118
+    save_file(tensors, tmp_path / "part", {name: text for name, text in metadata.items() if name != lost})
+    with pytest.raises(ValueError, match="is not a whole saved discovery"):
+        Environments.load(tmp_path / "part")

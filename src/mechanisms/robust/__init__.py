@@ -1,1 +1,70 @@
-"""When the data shift: finding environments, learning from groups, and the baselines they are compared with."""
+"""When the data shift: finding environments, learning from groups, and the baselines they are compared with.
+
+The names below are loaded when they are first used, so that `import mechanisms.robust` stays instant. The function
+`embed` is not among them: its file has the same name, so it is imported from `mechanisms.robust.embed`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mechanisms.robust.baselines import eiil_environments as eiil_environments
+    from mechanisms.robust.baselines import jtt as jtt
+    from mechanisms.robust.baselines import lff as lff
+    from mechanisms.robust.environments import Environments as Environments
+    from mechanisms.robust.estimators import EnvironmentDiscoverer as EnvironmentDiscoverer
+    from mechanisms.robust.estimators import XRMClassifier as XRMClassifier
+    from mechanisms.robust.groups import GroupDROLoss as GroupDROLoss
+    from mechanisms.robust.groups import group_accuracies as group_accuracies
+    from mechanisms.robust.groups import irm_penalty as irm_penalty
+    from mechanisms.robust.groups import reweighting_sampler as reweighting_sampler
+    from mechanisms.robust.groups import subsampling_sampler as subsampling_sampler
+    from mechanisms.robust.groups import worst_group_accuracy as worst_group_accuracy
+    from mechanisms.robust.last_layer import afr as afr
+    from mechanisms.robust.last_layer import dfr as dfr
+    from mechanisms.robust.last_layer import last_layer_features as last_layer_features
+    from mechanisms.robust.mistakes import erm_errors as erm_errors
+    from mechanisms.robust.mistakes import held_out_errors as held_out_errors
+    from mechanisms.robust.training import Draws as Draws
+    from mechanisms.robust.training import GroupFit as GroupFit
+    from mechanisms.robust.training import draw_hyperparameters as draw_hyperparameters
+    from mechanisms.robust.training import fit_groups as fit_groups
+    from mechanisms.robust.xrm import Search as Search
+    from mechanisms.robust.xrm import Setting as Setting
+    from mechanisms.robust.xrm import TwinTrainer as TwinTrainer
+    from mechanisms.robust.xrm import discover_environments as discover_environments
+
+_HOMES = {
+    "Draws": "training",
+    "EnvironmentDiscoverer": "estimators",
+    "Environments": "environments",
+    "GroupDROLoss": "groups",
+    "GroupFit": "training",
+    "Search": "xrm",
+    "Setting": "xrm",
+    "TwinTrainer": "xrm",
+    "XRMClassifier": "estimators",
+    "afr": "last_layer",
+    "dfr": "last_layer",
+    "discover_environments": "xrm",
+    "draw_hyperparameters": "training",
+    "eiil_environments": "baselines",
+    "erm_errors": "mistakes",
+    "fit_groups": "training",
+    "group_accuracies": "groups",
+    "held_out_errors": "mistakes",
+    "irm_penalty": "groups",
+    "jtt": "baselines",
+    "last_layer_features": "last_layer",
+    "lff": "baselines",
+    "reweighting_sampler": "groups",
+    "subsampling_sampler": "groups",
+    "worst_group_accuracy": "groups",
+}
+__all__ = list(_HOMES)  # pyrefly: ignore
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"mechanisms.robust.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mechanisms.robust' has no attribute {name!r}")

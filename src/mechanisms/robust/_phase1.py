@@ -13,7 +13,7 @@ from mechanisms.robust._settings import Setting
 from mechanisms.robust._stack import SharedBatches, is_linear_chain
 from mechanisms.robust._twin_stack import TwinStack
 from mechanisms.robust.environments import Snapshot, missing_environments
-from mechanisms.robust.twins import TwinTrainer
+from mechanisms.robust.twins import TwinTrainer, check_factory, cross_mistakes
 
 _HISTORY_POINTS = 50
 
@@ -58,7 +58,11 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One trained pair; `networks` gives its two modules, `missing` the classes that lack an environment."""
+    """One trained pair.
+
+    `networks` gives its two modules, `missing` the classes that lack an environment; without `finite` the logits of
+    some example are not, and the environments mean nothing.
+    """
 
     setting: Setting
     flip_rate: float
@@ -67,8 +71,14 @@ class Outcome:
     validation: Tensor | None
     snapshots: tuple[Snapshot, ...]
     missing: list[int]
+    finite: bool
     twin_of: Tensor
     networks: Callable[[], tuple[nn.Module, nn.Module]]
+
+    @property
+    def degenerate(self) -> bool:
+        """Whether the environments cannot be used as they are."""
+        return bool(self.missing) or not self.finite
 
 
 def can_stack(make_model: Callable[[], nn.Module], rows: Rows) -> bool:
@@ -77,6 +87,7 @@ def can_stack(make_model: Callable[[], nn.Module], rows: Rows) -> bool:
     >>> can_stack(lambda: nn.Linear(3, 2), TensorRows(torch.zeros(4, 3)))
     True
     """
+    check_factory(make_model)
     if not isinstance(rows, TensorRows) or rows.inputs.dtype not in (torch.float32, torch.float64):
         return False
     with seeded(0, rows.inputs.device):
@@ -117,11 +128,12 @@ def _train_stacked(problem: Problem, settings: Sequence[Setting], seed: int) -> 
         flips=problem.flips, balanced=problem.balanced, held_out=problem.held_out,
     )  # fmt: skip
 
-    def annotate() -> tuple[Tensor, Tensor | None]:
-        train, held = stack.annotate(inputs, labels).cpu(), None
+    def annotate() -> tuple[Tensor, Tensor | None, Tensor]:
+        (train, finite), held = stack.annotate(inputs, labels), None
         if isinstance(held_rows, TensorRows) and held_labels is not None:
-            held = stack.annotate(held_rows.inputs, held_labels.to(problem.device)).cpu()
-        return train, held
+            held, also = stack.annotate(held_rows.inputs, held_labels.to(problem.device))
+            held, finite = held.cpu(), finite & also
+        return train.cpu(), held, finite
 
     history: list[tuple[int, Tensor]] = []
     shots: list[tuple[int, Tensor, Tensor | None]] = []
@@ -132,8 +144,8 @@ def _train_stacked(problem: Problem, settings: Sequence[Setting], seed: int) -> 
         if step in remembered:
             history.append((step, stack.flip_rates()))
         if step in problem.snapshots:
-            shots.append((step, *annotate()))
-    train, held = annotate()
+            shots.append((step, *annotate()[:2]))
+    train, held, finite = annotate()
     rates = torch.stack([rate for _, rate in history]).T.tolist()
     twin_of = (~stack.assignment).long().cpu()
     outcomes = []
@@ -146,8 +158,12 @@ def _train_stacked(problem: Problem, settings: Sequence[Setting], seed: int) -> 
         )
         own = None if held is None else held[pair]
         networks = partial(stack.twins, pair)
-        missing = _missing(problem, train[pair], own)
-        outcomes.append(Outcome(setting, curve[-1][1], curve, train[pair], own, snapshots, missing, twin_of, networks))
+        outcomes.append(
+            Outcome(
+                setting, curve[-1][1], curve, train[pair], own, snapshots, _missing(problem, train[pair], own),
+                bool(finite[pair]), twin_of, networks,
+            )
+        )  # fmt: skip
     return outcomes
 
 
@@ -163,11 +179,16 @@ def _train_alone(problem: Problem, setting: Setting, seed: int) -> Outcome:
         for _ in range(problem.steps):
             yield batches.draw()
 
-    def annotate() -> tuple[Tensor, Tensor | None]:
-        train, held = trainer.annotate(problem.rows.in_order(), problem.labels).cpu(), None
+    def environments(rows: Rows, labels: Tensor) -> tuple[Tensor, bool]:
+        one, other = (logits.cpu() for logits in trainer.predict(rows.in_order()))
+        return cross_mistakes(one, other, labels), bool(one.isfinite().all() and other.isfinite().all())
+
+    def annotate() -> tuple[Tensor, Tensor | None, bool]:
+        (train, finite), held = environments(problem.rows, problem.labels), None
         if problem.validation_rows is not None and problem.validation_labels is not None:
-            held = trainer.annotate(problem.validation_rows.in_order(), problem.validation_labels).cpu()
-        return train, held
+            held, also = environments(problem.validation_rows, problem.validation_labels)
+            finite = finite and also
+        return train, held, finite
 
     history: list[tuple[int, Tensor]] = []
     shots: list[tuple[int, Tensor, Tensor | None]] = []
@@ -178,15 +199,15 @@ def _train_alone(problem: Problem, setting: Setting, seed: int) -> Outcome:
         if step in remembered:
             history.append((step, rate))
         if step in problem.snapshots:
-            shots.append((step, *annotate()))
-    train, held = annotate()
+            shots.append((step, *annotate()[:2]))
+    train, held, finite = annotate()
     curve = tuple((step, float(rate)) for step, rate in history)
     at = dict(curve)
     networks = (trainer.twins[0], trainer.twins[1])
     return Outcome(
         setting, curve[-1][1], curve, train, held,
         tuple(Snapshot(step, at[step], some, others) for step, some, others in shots),
-        _missing(problem, train, held), (~trainer.assignment).long(), lambda: networks,
+        _missing(problem, train, held), finite, (~trainer.assignment).long(), lambda: networks,
     )  # fmt: skip
 
 

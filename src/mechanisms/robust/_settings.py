@@ -73,14 +73,24 @@ class Search:
     def draw(self, seed: int) -> list[Setting]:
         """The combinations that follow from a seed."""
         generator = numpy_generator(seed, "search")
-        exponents = generator.random((self.trials, 3))
-
-        def at(given: Range, place: float) -> float:
-            return given[0] * (given[1] / given[0]) ** place if isinstance(given, Sequence) else given
-
-        return [
-            Setting(
-                at(self.lr, a), at(self.weight_decay, b), int(at(self.batch_size, c)), self.optimizer, self.momentum
-            )
-            for a, b, c in exponents.tolist()
+        ranges = [
+            given if isinstance(given, Sequence) else (given, given)
+            for given in (self.lr, self.weight_decay, self.batch_size)
         ]
+        return [
+            Setting(lr, weight_decay, int(batch_size), self.optimizer, self.momentum)
+            for lr, weight_decay, batch_size in (
+                map(log_uniform, ranges, places) for places in generator.random((self.trials, 3)).tolist()
+            )
+        ]
+
+
+def log_uniform(given: tuple[float | int, float | int], place: float) -> float:
+    """The value at a place from 0 to 1 of a range, on a logarithmic scale; an empty range is its value.
+
+    >>> [log_uniform((1.0, 100.0), place) for place in (0.0, 0.5, 1.0)]
+    [1.0, 10.0, 100.0]
+    """
+    low, high = given
+    # min: rounding may carry a value past the end of its range, or off a fixed one.
+    return high if low == high else min(low * (high / low) ** place, high)

@@ -105,24 +105,23 @@ class ModelStack:
         """Set evaluation mode of all models."""
         return self.train(False)
 
-    def __call__(self, inputs: Tensor, *, shared: bool = True) -> Tensor:
-        """Outputs of all models, tracked by autograd.
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs of all models for the same inputs, tracked by autograd.
 
         Args:
-            inputs: (B, ...), seen by every model, or with `shared=False` (M, B, ...), one batch per model.
-            shared: whether all models see the same inputs.
+            inputs: (B, ...), seen by every model.
 
         Returns:
             (M, B, K). The memory layout is free: a chain of linear layers keeps the rows innermost.
         """
-        if self._chain is not None and (self._chain[0] == "flatten" or inputs.dim() == (2 if shared else 3)):
-            return self._run_chain(inputs, shared)
+        if self._chain is not None and (self._chain[0] == "flatten" or inputs.dim() == 2):
+            return self._run_chain(inputs)
         state = {**self.parameters, **self.buffers}
 
         def one(state: dict[str, Tensor], inputs: Tensor) -> Tensor:
             return functional_call(self._template, state, (inputs,))
 
-        return torch.vmap(one, in_dims=(0, None if shared else 0), randomness="different")(state, inputs)
+        return torch.vmap(one, in_dims=(0, None), randomness="different")(state, inputs)
 
     def vjp(self, inputs: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """Outputs (M, B, K) for shared inputs, and a function from their gradient to the parameters' gradients.
@@ -139,7 +138,7 @@ class ModelStack:
         """
         if type(self._template) is nn.Linear and inputs.dim() == 2 and inputs.dtype == self.dtype:
             with torch.no_grad():
-                outputs = self._run_chain(inputs, True)
+                outputs = self._run_chain(inputs)
 
             def pull(grad: Tensor) -> None:
                 columns = grad.detach().transpose(1, 2).reshape(-1, len(inputs))
@@ -184,21 +183,21 @@ class ModelStack:
         for name, value in own.items():
             value.copy_(state[name])
 
-    def _run_chain(self, inputs: Tensor, shared: bool) -> Tensor:
+    def _run_chain(self, inputs: Tensor) -> Tensor:
         """Linear layers and activations with the layout (M, features, B): every product is contiguous."""
         hidden, first = inputs, True
         for step in self._chain or ():
             if step == "flatten":
-                hidden = hidden.flatten(1 if shared else 2)
+                hidden = hidden.flatten(1)
             elif isinstance(step, nn.Module):
                 hidden = step(hidden)
             else:
                 weight, bias = self.parameters[step[0]], self.parameters.get(step[1])
-                if first and shared:
+                if first:
                     columns = _affine(hidden.T, weight.flatten(0, 1), None if bias is None else bias.flatten())
                     hidden = columns.view(self.num_models, -1, len(inputs))
                 else:
-                    hidden = _affine(hidden.mT if first else hidden, weight, bias)
+                    hidden = _affine(hidden, weight, bias)
                 first = False
         return hidden.mT
 
@@ -255,10 +254,6 @@ class StackedOptimizer:
         names = ("exp_avg", "exp_avg_sq") if kind != "sgd" else ("momentum_buffer",) if momentum else ()
         self.state = {name: torch.zeros_like(stack.flat) for name in names}
 
-    def zero_grad(self) -> None:
-        """Set all gradients to zero in one operation; needed before `backward`, not before `ModelStack.vjp`."""
-        self._stack.flat_grad.zero_()
-
     @torch.no_grad()
     def step(self) -> None:
         """One update of all models."""
@@ -290,22 +285,6 @@ class StackedOptimizer:
             values.addcdiv_(mean, scale.div_(self.lr), value=-1 / correction)
         else:
             values.addcdiv_(mean, scale, value=-self.lr / correction)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The step count and the moments; the settings belong to the constructor."""
-        return {"num_steps": self.num_steps, **{name: value.clone() for name, value in self.state.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave.
-
-        Raises:
-            ValueError: the state is another kind of optimiser's.
-        """
-        if state.keys() - {"num_steps"} != self.state.keys():
-            raise ValueError(f"the state holds {sorted(state)}, this optimizer has {sorted(self.state)} and num_steps")
-        self.num_steps = int(state["num_steps"])
-        for name, value in self.state.items():
-            value.copy_(state[name])
 
     def _per_number(self, name: str, setting: float | Sequence[float]) -> float | Tensor:
         """One number when all models agree, else the setting of each number in `flat`.
@@ -369,31 +348,11 @@ class SharedBatches:
             return self._order
         if self._next == len(self._batches):
             self._order = torch.randperm(self.num_rows, generator=self._generator, device=self._generator.device)
-            self._cut()
+            whole = self.num_rows // self.batch_size
+            self._batches = list(self._order[: whole * self.batch_size].split(self.batch_size))
             self._next = 0
         self._next += 1
         return self._batches[self._next - 1]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch's order, the place in it and the generator's state."""
-        return {
-            "order": self._order.clone(),
-            "next": self._next,
-            "started": bool(self._batches),
-            "generator": self._generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self._order = state["order"].to(self._generator.device)
-        self._generator.set_state(state["generator"])
-        self._next = int(state["next"])
-        if state["started"]:
-            self._cut()
-
-    def _cut(self) -> None:
-        whole = self.num_rows // self.batch_size
-        self._batches = list(self._order[: whole * self.batch_size].split(self.batch_size))
 
 
 def _architecture(model: nn.Module) -> tuple[Any, ...]:

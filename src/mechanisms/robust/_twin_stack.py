@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mechanisms._base.seeds import seeded, stream_seed, torch_generator
@@ -115,13 +115,16 @@ class TwinStack:
         """Share of flipped training labels of each pair."""
         return (self.working_labels != self._labels).float().mean(1)
 
-    def annotate(self, inputs: Tensor, labels: Tensor) -> Int64[Tensor, "pairs examples"]:
-        """Environments of labelled examples by each pair."""
-        parts = [
-            torch.stack([cross_mistakes(a, b, some) for a, b in self._logits(rows).unflatten(0, (-1, 2))])
-            for rows, some in zip(inputs.split(_ANNOTATION_ROWS), labels.split(_ANNOTATION_ROWS), strict=True)
-        ]
-        return torch.cat(parts, 1)
+    def annotate(
+        self, inputs: Tensor, labels: Tensor
+    ) -> tuple[Int64[Tensor, "pairs examples"], Bool[Tensor, " pairs"]]:
+        """Environments of labelled examples by each pair, and whether all of its logits are finite."""
+        parts, finite = [], torch.ones(self.num_pairs, dtype=torch.bool, device=inputs.device)
+        for rows, some in zip(inputs.split(_ANNOTATION_ROWS), labels.split(_ANNOTATION_ROWS), strict=True):
+            logits = self._logits(rows).unflatten(0, (-1, 2))
+            finite &= logits.isfinite().flatten(1).all(1)
+            parts.append(torch.stack([cross_mistakes(a, b, some) for a, b in logits]))
+        return torch.cat(parts, 1), finite
 
     def twins(self, pair: int) -> tuple[nn.Module, nn.Module]:
         """The networks of one pair as ordinary modules."""

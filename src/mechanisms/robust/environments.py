@@ -13,13 +13,19 @@ import torch
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from sklearn.utils import column_or_1d
 from torch import Tensor, nn
 
 from mechanisms._base.device import resolve_device
-from mechanisms.robust._rows import as_rows
+from mechanisms.robust._rows import as_rows, check_labels
 from mechanisms.robust._settings import Setting
-from mechanisms.robust.twins import cross_mistakes, map_tensors
+from mechanisms.robust.twins import (
+    call_network,
+    check_factory,
+    check_logits,
+    cross_mistakes,
+    floating_dtype,
+    to_network,
+)
 
 _FORMAT = "mechanisms.environments.1"
 
@@ -76,12 +82,15 @@ class Twins:
     scale: Float[Tensor, " features"] | None = None
 
     def prepare(self, inputs: Any) -> Any:
-        """Inputs of the networks from rows of the user's data."""
+        """Inputs of the networks from rows of the user's data, centred before they are rounded to their dtype."""
         if self.mean is None or self.scale is None:
             return inputs
         if inputs.dim() != 2 or inputs.shape[1] != len(self.mean):
             raise ValueError(f"X has shape {tuple(inputs.shape)}, but the twins expect {len(self.mean)} features")
-        return inputs.to(self.mean.dtype).sub(self.mean.to(inputs.device)).div_(self.scale.to(inputs.device))
+        # Large values that differ little, such as times in seconds, would be equal in single precision.
+        wide = inputs.to(torch.promote_types(self.mean.dtype, inputs.dtype))
+        centred = wide.sub(self.mean.to(wide.device)).div_(self.scale.to(wide.device))
+        return centred.to(floating_dtype(self.a) or centred.dtype)
 
     def predict(self, batches: Iterable[Any], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
         """Logits (n, K) of both networks in evaluation mode, on the CPU, for batches in order."""
@@ -90,8 +99,9 @@ class Twins:
         outputs = []
         with torch.no_grad():
             for batch in batches:
-                inputs = self.prepare(map_tensors(batch, lambda values: values.to(chosen)))
-                outputs.append((a(inputs).cpu(), b(inputs).cpu()))
+                # Prepared where the data are: not every device knows doubles.
+                inputs = to_network(self.prepare(batch), a, chosen)
+                outputs.append((call_network(a, inputs).cpu(), call_network(b, inputs).cpu()))
         self.a.cpu(), self.b.cpu()
         one, other = zip(*outputs, strict=True)
         return torch.cat(one), torch.cat(other)
@@ -187,12 +197,12 @@ class Environments:
             num_workers: worker processes for a data set.
 
         Raises:
-            ValueError: labels that the discovery has not seen, or inputs of another shape.
+            ValueError: labels that the discovery has not seen, inputs of another shape, or NaN.
         """
-        rows, labels = as_rows(
-            data, y, to_float=self.twins.mean is not None, num_workers=num_workers, device=torch.device("cpu")
-        )
+        standardized = self.twins.mean is not None
+        rows, labels = as_rows(data, y, to_float=standardized, exact=standardized, num_workers=num_workers)
         one, other = self.twins.predict(rows.in_order(), device)
+        check_logits(one, other)
         return cross_mistakes(one, other, self.encode(labels))
 
     def encode(self, y: Any) -> Int64[Tensor, " examples"]:
@@ -253,6 +263,8 @@ class Environments:
         Raises:
             ValueError: not such a file, or a factory is missing or does not fit.
         """
+        if model is not None:
+            check_factory(model)
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -261,7 +273,15 @@ class Environments:
             raise ValueError(f"{path} is not a saved discovery: {error}") from None
         if metadata.get("format") != _FORMAT:
             raise ValueError(f"{path} is not a saved discovery (format {metadata.get('format')!r}, not {_FORMAT!r})")
-        about = json.loads(metadata["about"])
+        try:
+            return cls._from(json.loads(metadata["about"]), tensors, model, path)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a whole saved discovery ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def _from(
+        cls, about: dict[str, Any], tensors: dict[str, Tensor], model: Callable[[], nn.Module] | None, path: Any
+    ) -> "Environments":
         networks = [_rebuild(tensors, f"twin.{twin}.", about["default_head"], model, path) for twin in "ab"]
         return cls(
             train=tensors["train"],
@@ -296,7 +316,7 @@ def encode_labels(y: Any, classes: np.ndarray) -> Int64[Tensor, " examples"]:
     >>> encode_labels(["b", "a"], np.array(["a", "b"])).tolist()
     [1, 0]
     """
-    given = column_or_1d(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
+    given = check_labels(y.detach().cpu().numpy() if isinstance(y, Tensor) else y)
     unknown = sorted(set(given.tolist()) - set(classes.tolist()), key=str)
     if unknown:
         raise ValueError(f"labels {unknown[:5]} are not among the classes {classes.tolist()} of the training data")

@@ -8,6 +8,7 @@ Reference: Pezeshki et al., "Discovering Environments with XRM", ICML 2024, arXi
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data  # type: ign
 from torch import nn
 
 from mechanisms._base.seeds import RandomState, as_seed, numpy_generator
+from mechanisms.robust._rows import check_labels
 from mechanisms.robust._settings import Search, Setting
-from mechanisms.robust.training import draw_hyperparameters, fit_groups
+from mechanisms.robust._stack import OptimizerName
+from mechanisms.robust.environments import Environments, missing_environments
+from mechanisms.robust.training import Draws, draw_hyperparameters, fit_groups
 from mechanisms.robust.xrm import discover_environments, zero_head
 
 __all__ = ["EnvironmentDiscoverer", "XRMClassifier"]
+
+_PREDICTED_ROWS = 4096
 
 
 class EnvironmentDiscoverer(BaseEstimator):
@@ -108,9 +114,13 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
         model: returns a fresh `nn.Module` from inputs to K logits, for the twins and for the classifier; default linear
             heads on standardised features.
         robust: the group-robust learner: "groupdro", "rwg" (re-weighting) or "subg" (sub-sampling).
-        search: combinations to try, for the twins and, when it is a number, for the robust learner (else 10).
+        search: combinations to try, for the twins and for the robust learner: a number, a `Search` whose ranges and
+            optimizer serve both, or the combinations. Of the latter the robust learner takes those with the optimizer
+            of the chosen twins, in turn, for at least ten draws.
         steps: updates per combination in each phase; "auto" is 40 epochs between 1500 and 5000.
-        validation_fraction: share of each class that is kept for selection when `fit` gets no validation data.
+        validation_fraction: share of each class that is kept for selection when `fit` gets no validation data; at least
+            four examples of a class, or two of a class with fewer than eight. Classes with fewer than six examples are
+            trained on only.
         random_state: seed, generator or None.
         device: "auto" takes an accelerator when there is one.
 
@@ -120,7 +130,8 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
         validation_environments_: environments of the examples that selected, and
         validation_indices_: their places in the training data, or None when they were given.
         worst_group_accuracy_: accuracy on the worst discovered validation group.
-        degenerate_: True when the environments could not be used and the classifier is class-balanced ERM.
+        degenerate_: True when some class lacks an environment. It is then one group for the robust learner; only when
+            every class lacks one is the classifier class-balanced ERM. A warning says which.
         discovery_, network_: the `Environments`, and the trained module.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
 
@@ -194,22 +205,20 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
             self.environments_[self.validation_indices_] = self.validation_environments_
         self.environments_[train] = found.train.numpy()
 
-        inputs, held_inputs = (found.twins.prepare(torch.from_numpy(part)) for part in (X[train], X_val))
-        if found.degenerate:
-            warnings.warn(
-                "the discovered environments are degenerate; training class-balanced ERM in place of "
-                f"{self.robust!r}, selected by the worst class",
-                UserWarning,
-                stacklevel=2,
-            )
+        inputs, held_inputs = (found.twins.prepare(torch.tensor(part)) for part in (X[train], X_val))
+        useless = _warn_of_missing(found, self.robust)
+        if useless:
             groups, held_groups = found.labels, found.validation_labels
         else:
             groups, held_groups = found.groups(), found.groups(validation=True)
+        draws, optimizer, momentum = _phase2(self.search, found.best_setting, seed)
         fit = fit_groups(
             inputs, found.labels, groups, held_inputs, found.validation_labels, held_groups,
             make_model=self.model or zero_head(inputs.shape[1], len(self.classes_)),
-            learner="rwg" if found.degenerate else self.robust,
-            draws=draw_hyperparameters(self.search if isinstance(self.search, int) else 10, generator=seed),
+            learner="rwg" if useless else self.robust,
+            draws=draws,
+            optimizer=optimizer,
+            momentum=momentum,
             steps=found.flip_history[-1][0],
             seed=seed,
             device=self.device,
@@ -222,11 +231,15 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities (n, K) of the classes."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float32, allow_nd=self.model is not None)
-        inputs = self.discovery_.twins.prepare(torch.from_numpy(X))
+        dtype = np.float32 if self.model is not None else [np.float64, np.float32]
+        X = validate_data(self, X, reset=False, dtype=dtype, allow_nd=self.model is not None)
+        parts = []
         with torch.no_grad():
-            logits = self.network_(inputs.double() if self.model is None else inputs)
-        return logits.double().softmax(1).numpy()
+            for start in range(0, len(X), _PREDICTED_ROWS):
+                # A copy of a few rows: arrays that cannot be written to make torch warn.
+                inputs = self.discovery_.twins.prepare(torch.tensor(X[start : start + _PREDICTED_ROWS]))
+                parts.append(self.network_(inputs.double() if self.model is None else inputs).double().softmax(1))
+        return torch.cat(parts).numpy()
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Labels (n,)."""
@@ -235,8 +248,12 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
 
 
 def _checked(estimator: Any, X: Any, y: Any, *, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    if y is not None:
+        check_labels(y)
     allow_nd = estimator.model is not None
-    X, y = validate_data(estimator, X, y, reset=reset, dtype=np.float32, allow_nd=allow_nd)
+    # Without a model of the user's, features are standardised in the precision they have.
+    dtype = np.float32 if estimator.model is not None else [np.float64, np.float32]
+    X, y = validate_data(estimator, X, y, reset=reset, dtype=dtype, allow_nd=allow_nd)
     check_classification_targets(y)
     return X, y
 
@@ -249,14 +266,64 @@ def _steps(steps: int | str) -> int | None:
     return steps
 
 
+def _phase2(search: int | Search | Sequence[Setting], best: Setting, seed: int) -> tuple[Draws, OptimizerName, float]:
+    """Hyper-parameters, optimizer and momentum of the robust learner, from the family of the twins'."""
+    if isinstance(search, int):
+        search = Search(trials=search)
+    names = ("lr", "weight_decay", "batch_size")
+    if isinstance(search, Search):
+        given = {name: getattr(search, name) for name in names}
+        ranges = {name: value for name, value in given.items() if isinstance(value, Sequence)}
+        fixed = {name: (value,) * search.trials for name, value in given.items() if name not in ranges}
+        draws = draw_hyperparameters(search.trials, ranges, generator=seed)
+        return replace(draws, **fixed), search.optimizer, search.momentum
+    settings = [one for one in search if (one.optimizer, one.momentum) == (best.optimizer, best.momentum)]
+    draws = draw_hyperparameters(max(10, len(settings)), generator=seed)
+    turns = [settings[turn % len(settings)] for turn in range(len(draws))]
+    taken = {name: tuple(getattr(one, name) for one in turns) for name in names}
+    return replace(draws, **taken), best.optimizer, best.momentum
+
+
+def _warn_of_missing(found: Environments, robust: str) -> bool:
+    """Whether no class has both environments to train on, so that there is nothing to be robust to; with a warning."""
+    assert found.validation is not None
+    assert found.validation_labels is not None
+    number = len(found.classes)
+    in_training = missing_environments(found.train, found.labels, number)
+    in_validation = missing_environments(found.validation, found.validation_labels, number)
+    missing = sorted({*in_training, *in_validation})
+    # Twins that diverged lack nothing that could be counted, yet are degenerate.
+    useless = len(in_training) == number or (found.degenerate and not missing)
+    if useless:
+        text = (
+            "the discovered environments are degenerate for every class; training class-balanced ERM in place of "
+            f"{robust!r}, selected by the worst class"
+        )
+    elif missing:
+        names = ", ".join(str(found.classes[index]) for index in missing[:5])
+        text = (
+            f"class {names} lacks one of the two environments in training or validation data and counts as one group "
+            f"there; {robust!r} trains on the {len(found.groups().unique())} groups that exist"
+        )
+    else:
+        return False
+    warnings.warn(text, UserWarning, stacklevel=3)
+    return useless
+
+
 def _stratified_part(y: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Places of about `fraction` of each class, in order; none of classes with fewer than four examples."""
+    """Places of about `fraction` of each class, in order, leaving four to train on; none of the smallest classes.
+
+    One validation example could not be in both environments, so a class gives at least four, or two if it is small.
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction is {fraction}; it needs to lie between 0 and 1")
     generator = numpy_generator(seed, "validation")
     parts = []
     for members in (np.flatnonzero(y == label) for label in np.unique(y)):
         if len(members) >= 4:
-            number = min(max(round(fraction * len(members)), 1), len(members) - 2)
-            parts.append(generator.permutation(members)[:number])
+            shuffled = generator.permutation(members)
+            least = 4 if len(members) >= 8 else 2
+            number = min(max(round(fraction * len(members)), least), len(members) - 4)
+            parts.append(shuffled[: number if number >= 2 else 0])
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)

@@ -127,7 +127,9 @@ class GroupDROLoss(nn.Module):
         device, dtype: of the weights, as in `torch.nn`.
 
     Attributes:
-        q: the weights, (G,) or (M, G); ones until the first call, then summing to one. Part of the `state_dict`.
+        q: the weights, (G,) or (M, G); ones until the first call, then summing to one.
+        log_q: their logarithms, which the `state_dict` holds: a group whose weight is too small for a floating-point
+            number can come back.
 
     Raises:
         ValueError: fewer than one group, a negative or infinite eta; in a call: shapes that do not belong together.
@@ -140,7 +142,7 @@ class GroupDROLoss(nn.Module):
     tensor([0.2500, 0.7500])
     """
 
-    q: Tensor
+    log_q: Tensor
     eta: Tensor
 
     def __init__(
@@ -164,9 +166,14 @@ class GroupDROLoss(nn.Module):
             )
         models = () if num_models is None else (num_models,)
         self.num_groups = num_groups
-        self.register_buffer("q", torch.ones(*models, num_groups, dtype=dtype, device=device))
+        self.register_buffer("log_q", torch.zeros(*models, num_groups, dtype=dtype, device=device))
         # A setting, not a state: it comes from the constructor, so a loaded state does not overwrite it.
         self.register_buffer("eta", rates.unsqueeze(-1) if rates.ndim else rates, persistent=False)
+
+    @property
+    def q(self) -> Tensor:
+        """The weights, (G,) or (M, G)."""
+        return self.log_q.exp()
 
     def forward(self, loss: Tensor, groups: Tensor, rows: Tensor | None = None) -> Tensor:
         """The weighted loss, () or (models,).
@@ -192,25 +199,23 @@ class GroupDROLoss(nn.Module):
         >>> GroupDROLoss(2, eta=0.0).example_weights(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([0, 0, 1]))
         tensor([0.2500, 0.2500, 0.5000])
         """
-        if loss.shape[:-1] != self.q.shape[:-1] or loss.shape[-1:] != groups.shape:
+        if loss.shape[:-1] != self.log_q.shape[:-1] or loss.shape[-1:] != groups.shape:
             raise ValueError(
                 f"loss has shape {tuple(loss.shape)} and groups {tuple(groups.shape)}; expected "
-                f"{(*self.q.shape[:-1], 'batch')} and ('batch',): one loss per example (reduction='none')"
+                f"{(*self.log_q.shape[:-1], 'batch')} and ('batch',): one loss per example (reduction='none')"
             )
         # In half precision counts above 256 or 2048 would be rounded, so never below that of q.
-        loss = loss.to(torch.promote_types(loss.dtype, self.q.dtype))
+        loss = loss.to(torch.promote_types(loss.dtype, self.log_q.dtype))
         where = groups.expand_as(loss)
         counted = torch.ones_like(loss) if rows is None else rows.to(loss.dtype)
-        sizes = torch.zeros_like(self.q, dtype=loss.dtype).scatter_add(-1, where, counted).clamp(min=1)
-        q = self.q.log()
+        sizes = torch.zeros_like(self.log_q, dtype=loss.dtype).scatter_add(-1, where, counted).clamp(min=1)
+        log_q = self.log_q
         if self.training:
             sums = torch.zeros_like(sizes).scatter_add(-1, where, loss * counted)
-            q = q + self.eta * (sums / sizes)
+            log_q = log_q + self.eta * (sums / sizes)
+            self.log_q.copy_(log_q.log_softmax(-1))
         # softmax(log q + eta l) is the update and its normalisation at once, and cannot overflow.
-        q = q.softmax(-1)
-        if self.training:
-            self.q.copy_(q)
-        return (q / sizes).gather(-1, where) * counted
+        return (log_q.softmax(-1) / sizes).gather(-1, where) * counted
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -87,19 +87,7 @@ def held_out_errors(
 
     XRM's halves without its flips, balanced loss and cross-mistakes: environments from held-out errors alone.
 
-    Args:
-        x: inputs, (n, ...), finite.
-        y: labels, (n,), integers from 0.
-        make_model: returns a fresh model; torch's CPU generator is seeded from `seed`.
-        steps: updates; of several numbers, ascending, each gives a row of the result from one training.
-        settings: one draw of hyper-parameters; its batch holds rows of both halves.
-        optimizer, momentum, seed, device: as in `fit_groups`.
-
-    Returns:
-        1 where the prediction is wrong, else 0: (n,), int64, or (len(steps), n). On the CPU.
-
-    Raises:
-        ValueError: examples that do not fit each other or the model, more than one draw, steps that do not ascend.
+    Arguments, result and errors are those of `erm_errors`; a batch holds as many rows for each of the two models.
 
     >>> x, y = torch.eye(2).repeat(10, 1), torch.arange(20) % 2
     >>> int(held_out_errors(x, y, make_model=lambda: nn.Linear(2, 2), steps=100, settings=Draws(lr=(0.5,))).sum())

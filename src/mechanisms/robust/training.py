@@ -38,6 +38,7 @@ from mechanisms.robust._loop import (
     train_stack,
     weighted_cross_entropy,
 )
+from mechanisms.robust._settings import log_uniform
 from mechanisms.robust._stack import OptimizerName, StackedOptimizer
 from mechanisms.robust.groups import (
     GroupDROLoss,
@@ -144,8 +145,7 @@ def draw_hyperparameters(
         low, high = ranges.get(name, RANGES[name])
         if not 0 < low <= high < math.inf:
             raise ValueError(f"the range of {name} is ({low}, {high}); expected 0 < low <= high")
-        # min: rounding may carry a value past the end of its range, or off a fixed one.
-        values[name] = tuple(float(min(low * (high / low) ** u, high)) for u in numbers.random(count))
+        values[name] = tuple(float(log_uniform((low, high), place)) for place in numbers.random(count))
     return Draws(
         lr=values["lr"],
         weight_decay=values["weight_decay"],

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import RandomState, as_seed, seeded, stream_seed, torch_generator
+from mechanisms.robust._rows import tensors_of
 
 # Classes smaller than this are split evenly between the twins: a coin could leave one twin without any.
 _EVEN_BELOW = 4
@@ -57,7 +58,8 @@ class TwinTrainer:
         device: where the networks live; default an accelerator when there is one.
 
     Raises:
-        ValueError: fewer than two classes, or labels out of range.
+        TypeError: a network, not a function that returns one.
+        ValueError: fewer than two classes, labels out of range, or a network without trained parameters.
 
     >>> inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     >>> labels = (inputs[:, 0] > 0).long()
@@ -111,15 +113,24 @@ class TwinTrainer:
         Args:
             indices: (B,) positions of the batch in the training set. When one occurs twice, the later row's flip
                 stays (on an accelerator: either one's).
-            inputs: (B, ...) or a dictionary, list or tuple of such tensors, as the network takes them.
+            inputs: (B, ...) or a dictionary, list or tuple of such tensors, as the network takes them; floating-point
+                ones are brought to its dtype.
 
         Returns:
             "loss" of the batch and "flip_rate" of the whole training set after the flips, as tensors: reading them
             every step would make an accelerator wait.
+
+        Raises:
+            ValueError: another number of indices than of rows, or inputs or outputs that do not fit the network.
         """
+        rows = {len(values) for values in tensors_of(inputs)}
+        if rows != {len(indices)}:
+            raise ValueError(
+                f"got {len(indices)} indices for inputs of {sorted(rows)} rows; give one index for each row"
+            )
         in_a = self.assignment[indices.cpu()]
         indices = indices.to(self.device, non_blocking=True)
-        inputs = map_tensors(inputs, lambda values: values.to(self.device, non_blocking=True))
+        inputs = to_network(inputs, self.twins, self.device)
         targets = self.working_labels[indices]
         # Seeding by the step makes a resumed run draw the same dropout masks as an uninterrupted one.
         with seeded(self._noise_seed + self.num_steps, self.device):
@@ -162,7 +173,7 @@ class TwinTrainer:
         outputs: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
             for batch in batches_in_order(inputs_or_loader):
-                batch = map_tensors(batch, lambda values: values.to(self.device, non_blocking=True))
+                batch = to_network(batch, self.twins, self.device)
                 outputs.append((self._logits(0, batch), self._logits(1, batch)))
         self.twins.train(was_training)
         one, other = zip(*outputs, strict=True)
@@ -176,9 +187,11 @@ class TwinTrainer:
             labels: (n,) original class indices.
 
         Raises:
-            ValueError: a shuffling loader, or another number of labels than of rows.
+            ValueError: a shuffling loader, another number of labels than of rows, or logits that are not finite:
+                the inputs hold NaN, or the twins diverged.
         """
         one, other = self.predict(inputs_or_loader)
+        check_logits(one, other)
         if len(labels) != len(one):
             raise ValueError(f"{len(one)} rows of inputs but {len(labels)} labels; annotate one data set, in order")
         return cross_mistakes(one, other, labels.to(self.device))
@@ -234,8 +247,8 @@ class TwinTrainer:
         return torch.cat(held_in)[back], torch.cat(held_out)[back]
 
     def _logits(self, twin: int, inputs: Any) -> Tensor:
-        logits = self.twins[twin](inputs)
-        rows = len(next(_tensors(inputs)))
+        logits = call_network(self.twins[twin], inputs)
+        rows = len(next(tensors_of(inputs)))
         if not isinstance(logits, Tensor) or logits.shape != (rows, self.num_classes):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model returned {got}, expected logits of shape {(rows, self.num_classes)}")
@@ -338,8 +351,93 @@ def make_twins(
     >>> torch.equal(one.weight, other.weight)
     False
     """
+    check_factory(make_model)
     with seeded(stream_seed(seed, "weights"), device):
-        return make_model().to(device, dtype), make_model().to(device, dtype)
+        twins = make_model().to(device, dtype), make_model().to(device, dtype)
+    if not any(parameter.requires_grad for parameter in twins[0].parameters()):
+        raise ValueError(
+            f"the model ({type(twins[0]).__name__}) has no parameters that require gradients; unfreeze a layer, or add "
+            "a head to the frozen body"
+        )
+    return twins
+
+
+def check_factory(make_model: Any) -> None:
+    """An error unless the argument can be called for fresh networks.
+
+    Raises:
+        TypeError: a network itself, or something that cannot be called.
+
+    >>> check_factory(nn.Linear(3, 2))
+    Traceback (most recent call last):
+        ...
+    TypeError: model is a Linear, not a function; give a callable that returns a fresh module, as lambda: Linear(...)
+    """
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        name = type(make_model).__name__
+        raise TypeError(
+            f"model is a {name}, not a function; give a callable that returns a fresh module, as lambda: {name}(...)"
+        )
+
+
+def to_network(inputs: Any, network: nn.Module, device: torch.device) -> Any:
+    """Inputs on the device, floating-point ones in the dtype of the network's first floating-point parameter.
+
+    >>> to_network(torch.ones(1).double(), nn.Linear(1, 1), torch.device("cpu")).dtype
+    torch.float32
+    """
+    dtype = floating_dtype(network)
+
+    def move(values: Tensor) -> Tensor:
+        return values.to(device, dtype if values.is_floating_point() else None, non_blocking=True)
+
+    return map_tensors(inputs, move)
+
+
+def floating_dtype(network: nn.Module) -> torch.dtype | None:
+    """The dtype of the network's first floating-point parameter, None without any.
+
+    >>> floating_dtype(nn.Linear(1, 1).double())
+    torch.float64
+    """
+    return next((one.dtype for one in network.parameters() if one.is_floating_point()), None)
+
+
+def call_network(network: nn.Module, inputs: Any) -> Any:
+    """The network's outputs, or an error that says why it does not take whole numbers.
+
+    Raises:
+        ValueError: integer inputs for layers that compute with them.
+    """
+    try:
+        return network(inputs)
+    except RuntimeError as error:
+        whole = {str(values.dtype) for values in tensors_of(inputs) if not values.is_floating_point()}
+        if not whole or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"the model cannot take inputs of {', '.join(sorted(whole))} ({error}); convert images to floats first, "
+            "for example x.float() / 255"
+        ) from error
+
+
+def check_logits(logits_a: Tensor, logits_b: Tensor) -> None:
+    """An error that names the first row whose logits (n, K) are not finite.
+
+    Raises:
+        ValueError: logits that are not finite.
+
+    >>> check_logits(torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [torch.nan, 0.0]]))
+    Traceback (most recent call last):
+        ...
+    ValueError: the logits of row 1 are not finite: its inputs contain NaN or infinity, or the twins diverged (lower lr)
+    """
+    wrong = ~(logits_a.isfinite() & logits_b.isfinite()).all(1)
+    if wrong.any():
+        raise ValueError(
+            f"the logits of row {int(wrong.nonzero()[0])} are not finite: its inputs contain NaN or infinity, or the "
+            "twins diverged (lower lr)"
+        )
 
 
 def map_tensors(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -383,14 +481,6 @@ def _mixes_rows(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):
         return module.track_running_stats
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
-def _tensors(inputs: Any) -> Iterator[Tensor]:
-    if isinstance(inputs, Tensor):
-        yield inputs
-    else:
-        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
-            yield from _tensors(value)
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:

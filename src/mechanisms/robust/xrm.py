@@ -16,6 +16,7 @@ arXiv 2309.16748.
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,16 @@ from torch.utils.data import TensorDataset
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import RandomState, as_seed
 from mechanisms.robust._phase1 import Outcome, Problem, Progress, can_stack, num_runs, train_pairs
-from mechanisms.robust._rows import TensorRows, as_rows
+from mechanisms.robust._rows import Rows, TensorRows, as_rows
 from mechanisms.robust._settings import Search, Setting
 from mechanisms.robust.environments import Environments, Snapshot, Trial, Twins, encode_labels
-from mechanisms.robust.twins import TwinTrainer, balanced_cross_entropy, cross_mistakes, flip_probability
+from mechanisms.robust.twins import (
+    TwinTrainer,
+    balanced_cross_entropy,
+    check_factory,
+    cross_mistakes,
+    flip_probability,
+)
 
 __all__ = [
     "Environments", "Search", "Setting", "Snapshot", "Trial", "TwinTrainer", "Twins", "balanced_cross_entropy",
@@ -67,7 +74,7 @@ def discover_environments(
         search: how many combinations to draw from `Search()` (the paper takes 10), a `Search`, or the combinations.
         steps: updates per combination; default 40 epochs, but between 1500 and 5000 (300 for less than one batch).
         standardize: bring features to mean 0 and variance 1 with the training statistics, in which every class weighs
-            the same; default only for the linear head.
+            the same, before arrays of doubles become single precision; default only for the linear head.
         flips, balanced, held_out: False switches off label flipping, class balancing, or flips from the network that
             has not trained on the example (ablations).
         snapshots: steps at which the environments are also kept.
@@ -82,9 +89,9 @@ def discover_environments(
         `Environments`.
 
     Raises:
-        ValueError: one class only, a class with a single example, NaN, different lengths, a model whose output does
-            not fit the classes.
-        TypeError: an iterable-style data set.
+        ValueError: one class only, a class with a single example, missing labels, NaN, different lengths, a model that
+            does not fit the inputs or classes or has nothing to train.
+        TypeError: an iterable-style data set, (X, y) as one argument, or a model that is not a function.
 
     Warns:
         UserWarning: very small classes, degenerate environments, or flips that run away.
@@ -101,33 +108,32 @@ def discover_environments(
     class         train e=0         train e=1
     """
     chosen, seed = resolve_device(device), as_seed(random_state)
+    if model is not None:
+        check_factory(model)
     standardize = model is None if standardize is None else standardize
     to_float = standardize or model is None
-    rows, given = as_rows(data, y, to_float=to_float, num_workers=num_workers, device=chosen)
+    take = partial(as_rows, to_float=to_float, exact=standardize, num_workers=num_workers, seed=seed)
+    rows, given = take(data, y)
     classes, indices = np.unique(given, return_inverse=True)
     labels = torch.from_numpy(indices.astype(np.int64))
     _check_classes(classes, labels)
-    twins_input = Twins(nn.Identity(), nn.Identity())
-    if standardize or model is None:
-        if not isinstance(rows, TensorRows) or rows.inputs.dim() != 2:
-            raise ValueError(
-                "standardize and the default linear head need features of shape (n, d) in memory; embed images or "
-                "text first (mechanisms.robust.embed), or pass a model"
-            )
-        if standardize:
-            twins_input = Twins(nn.Identity(), nn.Identity(), *_statistics(rows.inputs, labels))
-        model = model or zero_head(rows.inputs.shape[1], len(classes))
-    if isinstance(rows, TensorRows):
-        rows = TensorRows(twins_input.prepare(rows.inputs))
-    held_rows, held_labels = None, None
+    if to_float and (not isinstance(rows, TensorRows) or rows.inputs.dim() != 2):
+        raise ValueError(
+            "standardize and the default linear head need features of shape (n, d) in memory; embed images or "
+            "text first (mechanisms.robust.embed), or pass a model"
+        )
+    statistics = _statistics(rows.inputs, labels) if standardize and isinstance(rows, TensorRows) else (None, None)
+    ready = partial(_ready, like=rows, scaling=Twins(nn.Identity(), nn.Identity(), *statistics), device=chosen)
+    rows, held_rows, held_labels = ready(rows), None, None
+    if model is None:
+        assert isinstance(rows, TensorRows)
+        model = zero_head(rows.inputs.shape[1], len(classes))
     if validation is not None:
         held_x, held_y = validation if isinstance(validation, tuple | list) else (validation, None)
         if isinstance(rows, TensorRows) and held_y is None and not isinstance(held_x, TensorDataset):
             raise ValueError("the training data are in memory, so validation needs to be (X, y) or a TensorDataset")
-        held_rows, held_given = as_rows(held_x, held_y, to_float=to_float, num_workers=num_workers, device=chosen)
-        held_labels = encode_labels(held_given, classes)
-        if isinstance(held_rows, TensorRows):
-            held_rows = TensorRows(twins_input.prepare(held_rows.inputs))
+        held_rows, held_given = take(held_x, held_y)
+        held_rows, held_labels = ready(held_rows), encode_labels(held_given, classes)
 
     if isinstance(search, int):
         search = Search(trials=search)
@@ -156,13 +162,15 @@ def discover_environments(
         progress=Progress(progress, steps * (num_runs(one_pass, settings) + again)),
     )
     outcomes = train_pairs(problem, settings, search_seed)
-    trials = tuple(Trial(one.setting, one.flip_rate, bool(one.missing), one.train) for one in outcomes)
-    # All degenerate: the largest flip rate is still the best guess.
-    best = max(range(len(trials)), key=lambda index: (trials[index].score, trials[index].flip_rate))
+    trials = tuple(Trial(one.setting, one.flip_rate, one.degenerate, one.train) for one in outcomes)
+    # All degenerate: the largest flip rate of twins that did not diverge is still the best guess.
+    best = max(
+        range(len(trials)), key=lambda index: (trials[index].score, outcomes[index].finite, trials[index].flip_rate)
+    )
     outcome = outcomes[best]
     if again:
         (outcome,) = train_pairs(problem, [outcome.setting], seed)
-    _warn(outcome, classes)
+    _warn(outcome, classes, labels, held_labels)
 
     a, b = outcome.networks()
     logits = Twins(a, b).predict(rows.in_order(), chosen)
@@ -172,7 +180,7 @@ def discover_environments(
         validation=outcome.validation,
         flip_rate=outcome.flip_rate,
         flip_history=outcome.flip_history,
-        degenerate=bool(outcome.missing),
+        degenerate=outcome.degenerate,
         held_out_probabilities=torch.where(in_a.unsqueeze(1), logits[1], logits[0]).float().softmax(1),
         twin_of=outcome.twin_of,
         trials=trials,
@@ -181,7 +189,7 @@ def discover_environments(
         labels=labels,
         validation_labels=held_labels,
         snapshots=outcome.snapshots,
-        twins=Twins(a, b, twins_input.mean, twins_input.scale),
+        twins=Twins(a, b, *statistics),
     )
 
 
@@ -210,6 +218,16 @@ def zero_head(features: int, num_classes: int) -> Callable[[], nn.Module]:
     return make
 
 
+def _ready(rows: Rows, *, like: Rows, scaling: Twins, device: torch.device) -> Rows:
+    """Rows of training or validation data as the networks take them: standardised, of one dtype, on the device."""
+    if not isinstance(rows, TensorRows):
+        return rows
+    inputs = scaling.prepare(rows.inputs)
+    if inputs.is_floating_point() and isinstance(like, TensorRows):
+        inputs = inputs.to(like.dtype)
+    return TensorRows(inputs.to(device))
+
+
 def _statistics(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature with every class weighing the same; constant features stay unscaled.
 
@@ -222,7 +240,8 @@ def _statistics(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     mean = torch.stack([weight @ block.cpu().double() for block, weight in blocks]).sum(0)
     square = torch.stack([weight @ (block.cpu().double() - mean).square_() for block, weight in blocks]).sum(0)
     scale = square.sqrt()
-    scale[scale <= 1e-7 * mean.abs()] = 1
+    rounding = 1e-12 if inputs.dtype == torch.float64 else 1e-7
+    scale[scale <= rounding * mean.abs()] = 1
     return mean.to(inputs.dtype), scale.to(inputs.dtype)
 
 
@@ -246,29 +265,55 @@ def _check_classes(classes: np.ndarray, labels: Tensor) -> None:
         )
 
 
-def _warn(outcome: Outcome, classes: np.ndarray) -> None:
-    if outcome.missing:
-        names = ", ".join(str(classes[index]) for index in outcome.missing[:5])
-        mistakes = bool(outcome.train.any())
-        advice = "the twins made no held-out mistakes on it: the label may be predictable without a shortcut, or train "
-        advice += "longer / weaker model"
-        if mistakes and outcome.flip_rate > 0.5:
-            advice = "the twins err on all of it: lower lr or steps"
+def _warn(outcome: Outcome, classes: np.ndarray, labels: Tensor, held_labels: Tensor | None) -> None:
+    if not outcome.finite:
+        problem = "the twins diverged (logits are not finite); lower lr"
+    else:
+        problem = _missing_by_kind(outcome, classes, labels, held_labels)
+    if problem:
         warnings.warn(
-            f"degenerate environments: class {names} lacks one of the two environments; {advice}. Look at them before "
-            "using them for group-robust training",
+            f"degenerate environments: {problem}. Look at them before using them for group-robust training",
             UserWarning,
             stacklevel=3,
         )
-    history = outcome.flip_history
-    rate = outcome.flip_rate
-    at_three_quarters = next(earlier for step, earlier in history if step >= 0.75 * history[-1][0])
-    if rate > 0.5 or rate - at_three_quarters > max(0.05, 0.25 * rate):
-        shown = ", ".join(f"{step}: {value:.3f}" for step, value in history[:: max(1, len(history) // 8)])
+    history, rate = outcome.flip_history, outcome.flip_rate
+    halfway = next(earlier for step, earlier in history if step >= history[-1][0] / 2)
+    flipped, more = halfway * len(labels), (rate - halfway) * len(labels)
+    # Three standard errors of a count, so that a handful of late flips is no rise.
+    rising = more > 0.15 * flipped and more > 3 * max(flipped, 1) ** 0.5
+    if outcome.finite and (rate > 0.5 or rising):
+        # From the last point backwards: it is always shown.
+        shown = ", ".join(f"{step}: {value:.3f}" for step, value in history[:: -max(1, len(history) // 8)][::-1])
         warnings.warn(
             f"the flip rate is {rate:.3f} and "
-            + ("above 1/2" if rate > 0.5 else "still rising fast")
+            + ("above 1/2" if rate > 0.5 else f"still rising, from {halfway:.3f} halfway")
             + f" (step: rate = {shown}): the twins may be confirming each other; lower lr or steps",
             UserWarning,
             stacklevel=3,
         )
+
+
+def _missing_by_kind(outcome: Outcome, classes: np.ndarray, labels: Tensor, held_labels: Tensor | None) -> str:
+    """Which classes lack which environment where, and what to do about it; empty when none does."""
+    lacking: dict[str, list[str]] = {}
+    for split, environments, of in (("train", outcome.train, labels), ("validation", outcome.validation, held_labels)):
+        if environments is None or of is None:
+            continue
+        counts = (2 * of + environments).bincount(minlength=2 * len(classes)).view(-1, 2).tolist()
+        for index, (zeros, ones) in enumerate(counts):
+            if zeros + ones > 0 and min(zeros, ones) == 0:
+                kind = (
+                    "a single example" if zeros + ones == 1 else "no environment 1" if ones == 0 else "no environment 0"
+                )
+                lacking.setdefault(kind, []).append(f"class {classes[index]} ({split})")
+    advice = {
+        "no environment 1": "the twins made no held-out mistakes on it; the label may be predictable without a "
+        "shortcut, or train longer / weaker model",
+        "no environment 0": "the twins err on all of it; lower lr or steps",
+        "a single example": "it cannot be in both environments",
+    }
+    return "; ".join(
+        f"{kind} in {', '.join(lacking[kind][:5])}{' and others' if len(lacking[kind]) > 5 else ''}: {text}"
+        for kind, text in advice.items()
+        if kind in lacking
+    )
