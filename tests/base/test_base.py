@@ -5,6 +5,7 @@ import torch
 from mechanisms._base.device import resolve_device
 from mechanisms._base.extras import MissingExtra, require
 from mechanisms._base.seeds import as_seed, numpy_generator, stream_seed, torch_generator
+from mechanisms.lab.machine import device_name
 
 
 def test_a_missing_extra_names_the_command_that_installs_it() -> None:
@@ -53,3 +54,10 @@ def test_devices_are_found_and_unknown_ones_refused() -> None:
     assert resolve_device("auto").type in ("cpu", "cuda", "mps", "xpu")
     with pytest.raises(ValueError, match="'warp' cannot be used here"):
         resolve_device("warp")
+    with pytest.raises(ValueError, match="'meta' holds shapes without numbers"):
+        resolve_device("meta")
+
+
+@pytest.mark.parametrize("name", ["cpu", "mps", "xpu"])
+def test_only_cuda_devices_are_asked_for_a_model_name(name: str) -> None:
+    assert device_name(torch.device(name)) == name

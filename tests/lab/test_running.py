@@ -1,14 +1,19 @@
+import os
+import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mechanisms._base.extras import MissingExtra
 from mechanisms.lab import running, session
 from mechanisms.lab.progress import Silent
-from mechanisms.lab.records import read_records
+from mechanisms.lab.records import Record, read_records, write_record
 from mechanisms.lab.registry import load_paper
 from mechanisms.lab.session import Request, execute
+from mechanisms.lab.workers import Here
 
 
 def request(results: Path, *names: str, **options: Any) -> Request:
@@ -99,6 +104,99 @@ def test_seeds_are_added_until_the_claims_are_decided(toy: Path, monkeypatch: py
     records = read_records([toy])[0]
     assert {record.looks for record in records} == {2}
     assert len(records) in (6, 10)
+
+
+def test_claims_of_other_scales_do_not_ask_for_more_seeds(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "STAGES", (1, 3))
+    execute(request(toy, until_decided=True, scale="smoke"), Silent())
+    assert len(read_records([toy])[0]) == 2
+
+
+def test_the_threads_of_a_run_bind_blas_and_openmp_too(toy: Path) -> None:
+    execute(request(toy, "threads", threads=2), Silent())
+    (record,) = read_records([toy])[0]
+    assert len(record.metrics["threads"]) >= 3
+    assert set(record.metrics["threads"]) == {2}
+
+
+def test_finished_runs_are_skipped_without_loading_their_paper(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(request(toy, seeds=3), Silent())
+    tasks = running.plan("toy", load_paper("toy").experiment("line"), "smoke", seeds=3)
+    monkeypatch.setattr(running, "load_paper", lambda slug: pytest.fail("it was loaded"))
+    assert running.carry_out(tasks, toy, Here(Silent()), Silent()).there == 6
+
+
+def test_a_block_that_cannot_be_written_whole_leaves_nothing(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(record: Record, results: Path) -> Path:
+        if record.seed == 13:
+            raise OSError(28, "No space left on device")
+        return write_record(record, results)
+
+    monkeypatch.setattr(running, "write_record", full)
+    with pytest.raises(OSError, match="No space left"):
+        execute(request(toy, "blocks", seeds=5), Silent())
+    assert not list(toy.rglob("*.json"))
+    assert not list(toy.rglob(".*.part"))
+
+
+def test_an_experiment_without_the_scale_is_told_and_left_out_when_others_have_it(toy: Path) -> None:
+    summary = execute(request(toy, "line", "threads", scale="laptop", seeds=1, overrides=["steps=2"]), Silent())
+    assert (summary.done, summary.missing) == (2, {"no scale 'laptop': toy threads": ["toy threads"]})
+    with pytest.raises(ValueError, match="threads has no scale 'laptop'"):
+        execute(request(toy, "threads", scale="laptop"), Silent())
+
+
+def test_half_written_files_are_taken_away_after_a_day(toy: Path) -> None:
+    folder = toy / "toy" / "line.smoke.0" / ".block.a.part"
+    folder.mkdir(parents=True)
+    old, new = folder.parent / ".fast.1.json.b.part", folder.parent / ".fast.1.json.c.part"
+    theirs = folder.parent / "theirs.part"
+    for path in (old, new, theirs):
+        path.write_text("{")
+    for path in (folder, old, theirs):
+        os.utime(path, (0, 0))
+    execute(request(toy, variants=["fast"]), Silent())
+    assert [path.exists() for path in (folder, old, new, theirs)] == [False, False, True, True]
+
+
+def test_the_reason_of_a_lost_worker_is_one_line(toy: Path) -> None:
+    class Lost(Here):
+        def submit(self, task: running.Task) -> Future[running.Result]:
+            future: Future[running.Result] = Future()
+            future.set_exception(RuntimeError("node gone\n  at line 1\n  at line 2"))
+            return future
+
+    tasks = running.plan("toy", load_paper("toy").experiment("blocks"), "smoke")
+    ((_, reason),) = running.carry_out(tasks, toy, Lost(Silent()), Silent()).failed
+    assert reason == "the worker was lost (RuntimeError: node gone)"
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_log_files_that_cannot_be_written_cost_no_run(toy: Path, logger: str) -> None:
+    toy.mkdir()
+    (toy / ".logs").write_text("a file where a folder should be")
+    assert execute(request(toy, logger=logger, variants=["fast"]), Silent()).done == 1
+    (record,) = read_records([toy])[0]
+    assert sum("the logger failed" in note for note in record.notes) == 1
+    assert len(record.curves["loss"].step) == 3
+
+
+@pytest.mark.parametrize(("logger", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])
+def test_a_logger_whose_package_is_missing_is_refused_at_once(
+    toy: Path, logger: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match="pip install"):
+        request(toy, logger=logger)
+
+
+def test_paths_of_a_task_are_absolute(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy.parent)
+    monkeypatch.setenv("MECHANISMS_CACHE", "cache")
+    asked = request(Path("results"))
+    (task, *_) = session._tasks(asked, load_paper("toy"), load_paper("toy").experiment("line"), 1)
+    assert task.logs == str(toy / ".logs")
+    assert task.cache == str(toy.parent / "cache")
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,30 @@ def test_a_damaged_file_is_computed_anew(tmp_path: Path) -> None:
 
 
 def test_stage_files_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
-    load_or_compute(tmp_path / "stages" / "one", lambda: 1)
-    assert (tmp_path / "stages").stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / "stages" / "one").stat().st_mode & 0o777 == 0o600
+    load_or_compute(tmp_path / "stages" / "toy" / "one", lambda: 1)
+    save(tmp_path / "others" / "toy" / "two", 2)
+    made = {path.name: (path.is_dir(), path.stat().st_mode & 0o777) for path in tmp_path.rglob("*")}
+    assert {"stages", "others", "toy", "one", "two"} <= set(made)
+    assert all(mode == (0o700 if is_folder else 0o600) for is_folder, mode in made.values())
+
+
+def test_a_stage_inside_a_stage_is_waited_for_once(tmp_path: Path) -> None:
+    bench = Bench(0, cache=tmp_path)
+
+    def outer() -> int:
+        time.sleep(0.05)
+        return 1 + bench.cached("inner", lambda: (time.sleep(0.1), 1)[1])
+
+    started = time.perf_counter()
+    assert bench.cached("outer", outer) == 2
+    assert 0.15 <= bench.waited <= time.perf_counter() - started
+    assert 0.05 <= bench.stages["outer"] < 0.1 <= bench.stages["inner"]
+
+
+@pytest.mark.parametrize("step", [float("nan"), float("inf")])
+def test_a_curve_has_no_point_at_a_step_that_is_not_finite(step: float) -> None:
+    with pytest.raises(ValueError, match="must be a finite number"):
+        Bench(0).log(step, loss=1.0)
 
 
 def test_a_stage_is_computed_once_though_several_ask_at_once(tmp_path: Path) -> None:

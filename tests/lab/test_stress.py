@@ -87,6 +87,30 @@ def test_ctrl_c_keeps_finished_runs_and_says_so(toy: Path, jobs: int) -> None:
     assert 2 <= len(found(toy)) < 60
 
 
+def test_ctrl_c_while_workers_start_prints_no_traceback(toy: Path) -> None:
+    process = start(toy, "--jobs", 2, "--seeds", 30, "pause=0.05")
+    end = time.monotonic() + 60
+    while not starting(process.pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+
+
+def starting(group: int) -> bool:
+    """Whether a worker process of the group is there."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"spawn_main" in (folder / "cmdline").read_bytes() and os.getpgid(int(folder.name)) == group:
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def test_a_full_disk_is_one_clear_line_and_earlier_records_are_intact(toy: Path) -> None:
     assert mech(*WORDS, "--results", toy, "--seeds", 1).returncode == 0
     before = found(toy)

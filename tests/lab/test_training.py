@@ -49,6 +49,13 @@ def test_gradients_are_clipped() -> None:
     assert (model.weight - start.weight).norm() <= 0.1 * 1e-6 * 1.01
 
 
+def test_several_slurm_tasks_for_one_run_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NTASKS": "4", "JOB_NAME": "mech", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(ValueError, match=r"SLURM started 4 tasks for one run; .*torchrun"):
+        line(1)
+
+
 @pytest.mark.parametrize("steps", [0, -1])
 def test_no_steps_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):

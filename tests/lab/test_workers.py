@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mechanisms.lab.progress import Silent
 from mechanisms.lab.records import read_records
 from mechanisms.lab.registry import load_paper
 from mechanisms.lab.session import Request, execute
+from mechanisms.lab.workers import on_ray, on_slurm
 from tests.lab.conftest import mech
 
 
@@ -48,26 +50,64 @@ def test_failures_and_missing_data_are_told_by_every_back_end(toy: Path) -> None
 
 
 def test_a_worker_that_dies_costs_its_own_run_only(toy: Path) -> None:
-    words = ("--scale", "smoke", "--seeds", 4, "--device", "cpu", "--jobs", 2, "--results", toy)
+    words = ("--scale", "smoke", "--seeds", 2, "--device", "cpu", "--jobs", 4, "--results", toy, "pause=0.5")
     done = mech("run", "toy", "crash", *words)
     assert done.returncode == 1
-    assert "the worker was lost" in done.stderr
+    assert done.stderr.count("the worker was lost (BrokenProcessPool") == 2
     assert "Traceback" not in done.stderr
-    again = mech("run", "toy", "crash", *words, "--variant", "lives")
-    assert again.returncode == 0
-    assert len(metrics(toy)) == 4
+    assert sorted(metrics(toy)) == [("crash", "lives", 10), ("crash", "lives", 11)]
+
+
+def torchrun(results: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `mech` on two processes that train together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["mechanisms.cli", "run", "toy", *words, "--device", "cpu", "--results", str(results)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
 
 
 def test_processes_under_torchrun_train_one_run_together(toy: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = ["mechanisms.cli", "run", "toy", "joint", "--device", "cpu", "--results", str(toy), "--scale", "laptop"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words += ["--seeds", "1", "steps=200"]
-    done = subprocess.run(command + words, capture_output=True, text=True, check=False, timeout=200, env=environment)
+    done = torchrun(toy, "joint", "--scale", "laptop", "--seeds", "1", "steps=200")
     assert done.returncode == 0, done.stderr
     ((_, found),) = metrics(toy).items()
     assert found["processes"] == 2
     assert found["error"] < 1
+
+
+def test_processes_under_torchrun_share_a_stage_that_they_train_together(toy: Path) -> None:
+    done = torchrun(toy, "shared", "missing", "--scale", "smoke", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    assert "4 runs done, 0 were there" in done.stdout
+    assert "toy-get" in done.stderr
+    found = metrics(toy)
+    assert all(values["processes"] == 2 for values in found.values())
+    assert all(found["shared", "one", seed] == found["shared", "two", seed] for seed in (10, 11))
+    again = torchrun(toy, "shared", "--scale", "smoke", "--seeds", "3", "--variant", "one")
+    assert again.returncode == 0, again.stderr
+    assert "1 runs done, 2 were there" in again.stdout
+
+
+@pytest.mark.parametrize("words", [{}, {"partition": "gpu"}, {"cluster": "slurm"}])
+def test_slurm_is_refused_where_there_is_none(
+    toy: Path, words: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="there is no `sbatch`"), on_slurm(words, toy):
+        pass
+
+
+def test_a_parameter_that_slurm_does_not_know_is_refused(toy: Path) -> None:
+    refused = pytest.raises(ValueError, match="--slurm: Unknown argument 'nonsense'")
+    with refused, on_slurm({"cluster": "local", "nonsense": "1"}, toy):
+        pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere.invalid:6379"])
+def test_a_wrong_ray_address_is_one_clear_line_within_seconds(address: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=f"--ray {address}: nothing answers there"), on_ray(address):
+        pass
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.gpu
@@ -103,8 +143,6 @@ def _with_mark(mark: str) -> list[int]:
 
 
 def _wait(condition, seconds: float = 60) -> None:
-    import time
-
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -7,7 +7,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The device a name stands for; "auto" is an accelerator when there is one, else the CPU.
 
     Raises:
-        ValueError: the name is unknown or that device is not here.
+        ValueError: the name is unknown, that device is not here, or it computes nothing ("meta").
 
     >>> resolve_device("cpu")
     device(type='cpu')
@@ -23,4 +23,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         raise ValueError(
             f"device {str(device)!r} cannot be used here ({reason}); 'auto' chooses one that can"
         ) from None
+    if chosen.type == "meta":
+        raise ValueError(
+            "device 'meta' holds shapes without numbers and computes nothing; 'auto' chooses one that does"
+        )
     return chosen

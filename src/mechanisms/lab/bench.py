@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ class Bench:
         cache: folder of the cached stages; `None` computes every stage anew.
         threads: CPU threads, recorded and part of the key of cached stages.
         report: called with progress, at most ten times a second.
-        logger: a Fabric logger that receives what `log` is given, beside the record.
+        logger: makes a Fabric logger that receives what `log` is given, beside the record.
 
     >>> bench = Bench(seed=3)
     >>> bench.generator("weights").initial_seed() == Bench(seed=3).generator("weights").initial_seed()
@@ -52,7 +53,7 @@ class Bench:
         cache: Path | None = None,
         threads: int = 1,
         report: Report | None = None,
-        logger: Any = None,
+        logger: Callable[[], Any] | None = None,
     ) -> None:
         from mechanisms._base.device import resolve_device
 
@@ -64,7 +65,9 @@ class Bench:
         self.stages: dict[str, float] = {}
         self.waited = 0.0
         self._settings, self._owner, self._code, self._cache = settings, owner, code, cache
-        self._report, self._logger = report, logger
+        self._report, self._logger = report, None
+        if logger is not None:
+            self._logger = self._logged(logger)
         self._reported = 0.0
         self._fabric: lightning_fabric.Fabric | None = None
 
@@ -82,7 +85,7 @@ class Bench:
 
     @property
     def fabric(self) -> lightning_fabric.Fabric:
-        """Lightning Fabric on this run's device (all devices under torchrun or SLURM), launched."""
+        """Lightning Fabric on this run's device (all devices under torchrun), launched."""
         if self._fabric is None:
             from mechanisms.lab.training import make_fabric
 
@@ -102,18 +105,35 @@ class Bench:
             self._report(step, total, {name: float(value) for name, value in numbers.items()})
 
     def log(self, step: SupportsFloat, **values: SupportsFloat) -> None:
-        """Add a point to the run's curves; they go into the record and to the logger the user chose."""
+        """Add a point to the run's curves; they go into the record and to the logger the user chose.
+
+        Raises:
+            ValueError: `step` is infinite or not a number.
+        """
+        if not math.isfinite(float(step)):
+            raise ValueError(f"step={float(step)}: the step of a curve must be a finite number")
         for name, value in values.items():
             steps, points = self.curves.setdefault(name, ([], []))
             steps.append(float(step))
             points.append(float(value))
-        if self._logger is not None:
-            self._logger.log_metrics({name: float(value) for name, value in values.items()}, step=int(float(step)))
+        if (logger := self._logger) is not None:
+            numbers = {name: float(value) for name, value in values.items()}
+            self._logged(lambda: logger.log_metrics(numbers, step=int(float(step))))
 
     def close(self) -> None:
         """Let the logger write what it still holds."""
-        if self._logger is not None:
-            self._logger.finalize("success")
+        if (logger := self._logger) is not None:
+            self._logged(lambda: logger.finalize("success"))
+
+    def _logged(self, action: Callable[[], T]) -> T | None:
+        """A logger that fails (its folder cannot be written, say) is noted and left: the record keeps the curves."""
+        try:
+            return action()
+        except Exception as error:  # each logger wraps the system's errors in its own way
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.note(f"the logger failed and was left out from then on ({reason})")
+            self._logger = None
+            return None
 
     def note(self, text: str) -> None:
         """Keep a remark in the record, once."""
@@ -145,16 +165,16 @@ class Bench:
             "threads": self.threads,
             "device": self.device.type,
         }
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.waited
         if self._cache is None:
-            value, seconds = function(), None
-            self.stages[key] = time.perf_counter() - started
+            value = function()
+            seconds = time.perf_counter() - started
         else:
             path = self._cache / f"{key}.{dict_hash(identity)}.safetensors"
             value, seconds = stages.load_or_compute(path, function)
-            if seconds is not None:
-                self.stages[key] = seconds
-        self.waited += time.perf_counter() - started
+        if seconds is not None:  # stages inside this one report their own
+            self.stages[key] = seconds - (self.waited - before)
+        self.waited = before + time.perf_counter() - started
         return value
 
     @contextlib.contextmanager

@@ -11,11 +11,12 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import platform
+import shutil
+import tempfile
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,20 +26,27 @@ from filelock import FileLock, Timeout
 
 from mechanisms.lab.bench import Bench, Report
 from mechanisms.lab.configuration import as_dict, config_hash, override
+from mechanisms.lab.loggers import make_logger
+from mechanisms.lab.machine import device_name, peak_memory, thread_limit, versions
 from mechanisms.lab.paper import Experiment, NotHere
 from mechanisms.lab.records import Curve, Record, RecordError, read_record, record_path, write_atomic, write_record
 from mechanisms.lab.registry import code_hash, load_paper
+from mechanisms.lab.together import first_decides, rank, world_size
 
 
 @dataclass(frozen=True)
 class Task:
-    """One unit of work in plain values: a variant with one seed, or with a block of seeds that train in one batch."""
+    """One unit of work in plain values: a variant with one seed, or with a block of seeds that train in one batch.
+
+    `config_hash` names the settings, so that a task's records are found without loading its paper.
+    """
 
     slug: str
     experiment: str
     scale: str
     variant: str
     seeds: tuple[int, ...]
+    config_hash: str
     overrides: tuple[str, ...] = ()
     device: str = "auto"
     threads: int = 1
@@ -152,7 +160,7 @@ def plan(
     count = experiment.default_seeds(scale) if seeds is None else seeds
     if count < 1:
         raise ValueError(f"--seeds {count}: at least one is needed")
-    override(experiment.scales[scale], overrides)  # refuse a bad one before anything runs
+    name = config_hash(override(experiment.scales[scale], overrides))  # refuse a bad one before anything runs
     size = 1 if experiment.run_seeds is None else experiment.block
     first = experiment.first_seed
     blocks: dict[int, list[int]] = {}
@@ -161,7 +169,7 @@ def plan(
     chosen = [variant for variant in experiment.variants if not variants or variant in variants]
     return [
         # A block is computed whole even when fewer of its seeds are asked for: its numbers depend on the block.
-        Task(slug, experiment.name, scale, variant, _block(number, size, block), tuple(overrides), **settings)
+        Task(slug, experiment.name, scale, variant, _block(number, size, block), name, tuple(overrides), **settings)
         for variant in chosen
         for number, block in blocks.items()
     ]
@@ -181,17 +189,15 @@ def compute(task: Task, report: Report | None = None) -> Result:
     except NotHere as error:
         return Result(missing=str(error))
     except Exception as error:
-        return Result(error=f"{type(error).__name__}: {error}".splitlines()[0], trace=traceback.format_exc())
+        return Result(
+            error=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0], trace=traceback.format_exc()
+        )
 
 
 def _compute(task: Task, report: Report | None) -> list[Record]:
-    import torch
-
     experiment = load_paper(task.slug).experiment(task.experiment)
     settings = override(experiment.scales[task.scale], task.overrides)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(task.threads)
-    try:
+    with thread_limit(task.threads):
         benches = [
             Bench(
                 seed,
@@ -202,13 +208,13 @@ def _compute(task: Task, report: Report | None) -> list[Record]:
                 cache=Path(task.cache) / "stages" / task.slug if task.cache else None,
                 threads=task.threads,
                 report=report,
-                logger=_logger(task, seed),
+                logger=(lambda seed=seed: _logger(task, seed)) if rank() == 0 else None,
             )
             for seed in task.seeds
         ]
         started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         clock = time.perf_counter()
-        with _peak_memory(benches[0].device) as peak:
+        with peak_memory(benches[0].device) as peak:
             if experiment.run_seeds is None:
                 metrics = [experiment.run(settings, task.variant, benches[0])]
             else:
@@ -216,9 +222,6 @@ def _compute(task: Task, report: Report | None) -> list[Record]:
         seconds = time.perf_counter() - clock - sum(bench.waited for bench in benches)
         for bench in benches:
             bench.close()
-    finally:
-        torch.set_num_threads(threads_before)
-    device = benches[0].device
     return [
         Record(
             slug=task.slug,
@@ -233,7 +236,7 @@ def _compute(task: Task, report: Report | None) -> list[Record]:
             seconds=round(seconds / len(benches), 4),
             stages={name: round(value, 4) for name, value in bench.stages.items()},
             peak_memory=peak(),
-            device=device.type if device.type == "cpu" else f"{device.type}: {torch.cuda.get_device_name(device)}",
+            device=device_name(bench.device),
             threads=task.threads,
             started=started,
             versions=versions(),
@@ -251,53 +254,9 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
-    import numpy
-    import torch
-
-    import mechanisms
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "mechanisms": mechanisms.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-@contextlib.contextmanager
-def _peak_memory(device: Any) -> Generator[Callable[[], int]]:
-    """Bytes at the peak of the block: allocated on a GPU, resident on the CPU."""
-    import resource
-
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device)
-        return
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text(
-            "5"
-        )  # Linux: the high-water mark starts anew, else it is the process's
-
-    def peak() -> int:
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    yield peak
-
-
 def _logger(task: Task, seed: int) -> Any:
-    from mechanisms.lab.loggers import make_logger
-
     name = f"{task.slug}/{task.experiment}.{task.scale}/{task.variant}.{seed}"
-    return make_logger(task.logger, name, Path(task.logs)) if rank() == 0 else None
+    return make_logger(task.logger, name, Path(task.logs))
 
 
 # --- all tasks ------------------------------------------------------------------------------------------------------
@@ -323,11 +282,11 @@ def carry_out(
     """
     summary = Summary()
     clock = time.monotonic()
-    if rank() == 0:
-        check_writable(results)
+    first_decides(lambda: _prepare(tasks, results))
     display.begin(len(tasks))
     if world_size() > 1:
         _carry_out_together(tasks, results, backend, display, summary, rerun=rerun)
+        summary.seconds = time.monotonic() - clock
         return summary
     todo, busy = deque(tasks), deque()
     running: dict[Future[Result], tuple[Task, contextlib.ExitStack, float]] = {}
@@ -376,16 +335,26 @@ def carry_out(
 def _carry_out_together(
     tasks: Sequence[Task], results: Path, backend: Backend, display: Display, summary: Summary, *, rerun: bool
 ) -> None:
-    """Several processes train each run together (torchrun): all agree beforehand on what is to do, rank 0 writes."""
-    there = [is_there(task, results, rerun=rerun) for task in tasks]
-    for task, skip in zip(tasks, there, strict=True):
-        if skip:
-            summary.there += 1
-            display.end(task, "there", 0.0)
-        elif rank() == 0:
-            _settle(task, backend.submit(task), results, summary, display, 0.0)
-        elif (result := backend.submit(task).result()).error:
-            summary.failed.append((task.name, result.error))
+    """Several processes train each run together (torchrun): rank 0 says which, holds the locks and writes."""
+    for task in tasks:
+        with contextlib.ExitStack() as held:
+
+            def claim(task: Task = task, held: contextlib.ExitStack = held) -> bool:
+                if is_there(task, results, rerun=rerun):
+                    return False
+                held.enter_context(_lock(task, results, patience=-1))
+                return not is_there(task, results, rerun=rerun)
+
+            if not first_decides(claim):
+                summary.there += 1
+                display.end(task, "there", 0.0)
+                continue
+            begun = time.monotonic()
+            future = backend.submit(task)
+            if rank() == 0:
+                _settle(task, future, results, summary, display, time.monotonic() - begun)
+            elif error := future.result().error:
+                summary.failed.append((task.name, error))
 
 
 def _settle(
@@ -394,8 +363,9 @@ def _settle(
     """Write the records of a finished task, or note why there are none."""
     try:
         result = future.result()
-    except Exception as error:  # a worker died: the pool's own words say how
-        result = Result(error=f"the worker was lost ({type(error).__name__}: {error})")
+    except Exception as error:  # a worker died: the first line of the pool's own words says how
+        words = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        result = Result(error=f"the worker was lost ({words})")
     if result.missing:
         summary.missing.setdefault(result.missing, []).append(task.name)
         display.end(task, "not here", seconds)
@@ -408,18 +378,31 @@ def _settle(
         summary.failed.append((task.name, result.error + note))
         display.end(task, "failed", seconds)
     else:
-        for record in result.records:
-            write_record(record, results)
+        _write(result.records, results)
         summary.done += 1
         display.end(task, "done", seconds)
 
 
+def _write(records: Sequence[Record], results: Path) -> None:
+    """All records of a task or none: those of a block lie complete beside their places before the first is moved."""
+    if len(records) == 1:
+        write_record(records[0], results)
+        return
+    folder = results / records[0].slug
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".block.", suffix=".part", dir=folder) as staged:
+        moves = [(write_record(record, Path(staged)), record.path(results)) for record in records]
+        for _, place in moves:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        for source, place in moves:
+            os.replace(source, place)
+
+
 def record_files(task: Task, results: Path) -> list[Path]:
     """Where a task's records lie, one file per seed."""
-    experiment = load_paper(task.slug).experiment(task.experiment)
-    name = config_hash(override(experiment.scales[task.scale], task.overrides))
     return [
-        record_path(results, task.slug, task.experiment, task.scale, name, task.variant, seed) for seed in task.seeds
+        record_path(results, task.slug, task.experiment, task.scale, task.config_hash, task.variant, seed)
+        for seed in task.seeds
     ]
 
 
@@ -443,23 +426,22 @@ def check_writable(results: Path) -> None:
     """
     probe = results / ".locks" / f".probe.{os.getpid()}"
     write_atomic(probe, b"")
-    probe.unlink()
+    probe.unlink(missing_ok=True)
 
 
-def world_size() -> int:
-    """Number of processes that train together (1 unless started by torchrun)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Number of this process among those that train together; rank 0 writes the records."""
-    return int(os.environ.get("RANK", "0"))
+def _prepare(tasks: Sequence[Task], results: Path) -> None:
+    """See that records can be written, and take away what killed drivers left half-written more than a day ago."""
+    check_writable(results)
+    yesterday = time.time() - 24 * 3600
+    for slug in {task.slug for task in tasks}:
+        for path in (results / slug).rglob(".*.part"):
+            with contextlib.suppress(OSError):  # another driver may be tidying up, too
+                if path.stat().st_mtime < yesterday:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _file_name(task: Task) -> str:
-    experiment = load_paper(task.slug).experiment(task.experiment)
-    name = config_hash(override(experiment.scales[task.scale], task.overrides))
-    return f"{task.experiment}.{task.scale}.{name}.{task.variant}.{task.seeds[0]}"
+    return f"{task.experiment}.{task.scale}.{task.config_hash}.{task.variant}.{task.seeds[0]}"
 
 
 def _lock(task: Task, results: Path, patience: float) -> FileLock:

@@ -12,10 +12,11 @@ from mechanisms.lab.claims import STAGES
 from mechanisms.lab.configuration import config_hash, override
 from mechanisms.lab.folders import cache_folder, results_folder
 from mechanisms.lab.ledger import Row, rows
-from mechanisms.lab.loggers import LOGGERS
+from mechanisms.lab.loggers import LOGGERS, logger_class
 from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.records import cells, read_records
-from mechanisms.lab.running import Backend, Display, Summary, Task, carry_out, plan, with_looks, world_size
+from mechanisms.lab.running import Backend, Display, Summary, Task, carry_out, plan, with_looks
+from mechanisms.lab.together import first_decides, world_size
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,13 @@ class Request:
             raise ValueError("--until-decided chooses the number of seeds itself (10, 20, 40, 80): leave --seeds out")
         if self.logger not in LOGGERS:
             raise ValueError(f"there is no logger {self.logger!r}; there are: {', '.join(LOGGERS)}")
+        logger_class(self.logger)  # a missing package is told now rather than by every run
 
 
 def execute(request: Request, display: Display) -> Summary:
     """Carry out a request; records are written, finished ones are skipped.
+
+    Experiments without the scale are left out, and told in the summary, when others have it.
 
     Raises:
         ValueError: a bad scale, variant, seed number or override.
@@ -75,17 +79,20 @@ def execute(request: Request, display: Display) -> Summary:
     # Everything that can be refused is refused here, before a worker is started.
     if request.ray is None and request.slurm is None:
         resolve_device(request.device)
-    for stage in STAGES[:1] if request.until_decided else (request.seeds,):
-        for paper, experiments in request.work:
-            for experiment in experiments:
-                _tasks(request, paper, experiment, stage)
+    everything = [(paper, experiment) for paper, experiments in request.work for experiment in experiments]
+    chosen = [(paper, experiment) for paper, experiment in everything if request.scale in experiment.scales]
+    for paper, experiment in chosen or everything:
+        _tasks(request, paper, experiment, STAGES[0] if request.until_decided else request.seeds)
     summary = Summary()
+    if lacking := [
+        f"{paper.slug} {experiment.name}" for paper, experiment in everything if request.scale not in experiment.scales
+    ]:
+        summary.missing[f"no scale {request.scale!r}: {', '.join(lacking)}"] = lacking
     with _backend(request, display) as backend:
-        for paper, experiments in request.work:
-            for experiment in experiments:
-                summary += _experiment(request, paper, experiment, backend, display)
-                if summary.interrupted:
-                    return summary
+        for paper, experiment in chosen:
+            summary += _experiment(request, paper, experiment, backend, display)
+            if summary.interrupted:
+                return summary
     return summary
 
 
@@ -97,7 +104,8 @@ def _experiment(request: Request, paper: Paper, experiment: Experiment, backend:
     for seeds in STAGES:
         tasks = with_looks(_tasks(request, paper, experiment, seeds), len(STAGES))
         summary += carry_out(tasks, request.results, backend, display, rerun=request.rerun)
-        if summary.interrupted or summary.failed or summary.missing or _decided(request, paper, experiment):
+        stopped = summary.interrupted or bool(summary.failed or summary.missing)
+        if first_decides(lambda stopped=stopped: stopped or _decided(request, paper, experiment)):
             break
     return summary
 
@@ -112,20 +120,24 @@ def _tasks(request: Request, paper: Paper, experiment: Experiment, seeds: int | 
         overrides=request.overrides,
         device=request.device,
         threads=request.threads,
-        cache=str(cache_folder()),
+        cache=str(cache_folder().absolute()),
         logger=request.logger,
-        logs=str(request.results / ".logs"),
+        logs=str((request.results / ".logs").absolute()),
     )
 
 
 def _decided(request: Request, paper: Paper, experiment: Experiment) -> bool:
-    """Whether every claim of the experiment is decided at this scale and configuration, at the stages' confidence."""
+    """Whether every claim that this scale decides is decided in this configuration, at the stages' confidence."""
     records, _ = read_records([request.results], paper.slug)
     name = config_hash(override(experiment.scales[request.scale], request.overrides))
     for cell in cells(records):
         if (cell.experiment, cell.scale, cell.config_hash) == (experiment.name, request.scale, name):
             chosen = set(request.variants or experiment.variants)
-            claims = [claim for claim in experiment.claims if chosen.issuperset(claim.variants)]
+            claims = [
+                claim
+                for claim in experiment.claims
+                if request.scale in claim.scales and chosen.issuperset(claim.variants)
+            ]
             outcomes = [claim.check.evaluate(cell, looks=len(STAGES)) for claim in claims]
             return all(outcome.verdict in ("holds", "fails") for outcome in outcomes)
     return False

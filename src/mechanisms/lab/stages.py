@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mechanisms.lab.records import write_atomic
+from mechanisms.lab.together import first_decides
 
 T = TypeVar("T")
 
@@ -21,29 +22,42 @@ def private_lock(path: Path, timeout: float = -1) -> Generator[None]:
     """
     from filelock import FileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(path, timeout=timeout):
+    private_folder(path.parent)
+    with FileLock(path, timeout=timeout, mode=0o600):
         yield
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder and those above it, readable by their owner alone as far as they are missing."""
+    for missing in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)  # mkdir(parents=True) gives the mode to the last one only
 
 
 def load_or_compute(path: Path, function: Callable[[], T]) -> tuple[T, float | None]:
     """The stored value at `path`, or that of `function`, stored there.
 
+    Processes that train together compute it together; rank 0 alone locks, reads and stores.
+
     Returns:
         The value, and the seconds it took (`None` when it was there). What is returned after computing is what a
         reader will load, so the run that computes a stage and those that load it see the same bits.
     """
-    if (stored := load(path)) is not None:
+    if (stored := first_decides(lambda: load(path))) is not None:
         return stored[0], None
-    with private_lock(path.with_suffix(".lock")):
-        if (stored := load(path)) is not None:
+    with contextlib.ExitStack() as held:
+        first_decides(lambda: held.enter_context(private_lock(path.with_suffix(".lock"))))
+        if (stored := first_decides(lambda: load(path))) is not None:
             return stored[0], None
         started = time.perf_counter()
         value = function()
         seconds = time.perf_counter() - started
-        save(path, value)
-        stored = load(path)
-        return (stored[0] if stored is not None else value), seconds
+        return first_decides(lambda: _stored(path, value)), seconds
+
+
+def _stored(path: Path, value: T) -> T:
+    save(path, value)
+    stored = load(path)
+    return stored[0] if stored is not None else value
 
 
 def save(path: Path, value: Any) -> None:
@@ -57,6 +71,7 @@ def save(path: Path, value: Any) -> None:
     tensors: dict[str, Any] = {}
     structure = _pack(value, tensors)
     content = safetensors.torch.save(tensors, metadata={"structure": json.dumps(structure)})
+    private_folder(path.parent)
     write_atomic(path, content, private=True)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.extras import require
-from mechanisms.lab.running import world_size
+from mechanisms.lab.together import world_size
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def make_fabric(device: torch.device, logger: Any = None, precision: Any = "32-true") -> lightning_fabric.Fabric:
-    """Fabric on one device; under torchrun or SLURM with several processes, one process each with DDP."""
+    """Fabric on one device; under torchrun on all processes' devices, with DDP.
+
+    Raises:
+        ValueError: SLURM itself started several tasks; `torchrun` inside a job of one task a node is the way.
+    """
     fabric_class = require("lightning_fabric", "lab").Fabric
     accelerator = "cpu" if device.type == "cpu" else device.type
     options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "loggers": logger}
@@ -27,7 +31,15 @@ def make_fabric(device: torch.device, logger: Any = None, precision: Any = "32-t
         nodes = max(1, size // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
         fabric = fabric_class(devices=size // nodes, num_nodes=nodes, strategy="ddp", **options)
     else:
-        fabric = fabric_class(devices=[device.index] if device.index is not None else 1, **options)
+        try:
+            fabric = fabric_class(devices=[device.index] if device.index is not None else 1, **options)
+        except (RuntimeError, ValueError) as error:
+            if int(os.environ.get("SLURM_NTASKS", "1")) == 1:
+                raise
+            raise ValueError(
+                f"SLURM started {os.environ['SLURM_NTASKS']} tasks for one run; ask for one task a node and start "
+                "`torchrun` in it to train with several processes"
+            ) from error
     fabric.launch()
     return fabric
 

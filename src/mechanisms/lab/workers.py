@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import socket
 import threading
+import urllib.parse
+from collections import deque
 from collections.abc import Generator, Mapping
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,45 +45,97 @@ class Here:
 
 
 class Processes:
-    """Tasks run in local worker processes that are kept between tasks; they end with this process, however it ends."""
+    """Tasks run in local worker processes that are kept between tasks; they end with this process, however it ends.
+
+    A worker that dies (out of memory, say) takes its pool along. The tasks that were under way are then tried once
+    more, one at a time in a pool of one worker, so that only the one that breaks this pool as well is lost.
+    """
 
     def __init__(self, jobs: int, display: Display) -> None:
-        context = get_context("spawn")
         self.width = jobs
         self._display = display
         self._names: dict[str, Task] = {}
-        self._news = context.SimpleQueue()
+        self._context = get_context("spawn")
         # Workers hold the reading end: it closes when this process closes the writing end or dies.
-        reader, self._alive = context.Pipe(duplex=False)
-        self._reader = reader
-        self._context = context
-        self._pool = self._make_pool()
+        self._reader, self._alive = self._context.Pipe(duplex=False)
+        self._pool = self._make_pool(jobs)
+        self._lone: _Pool | None = None
+        self._trial: Future[Result] | None = None
+        self._suspects: deque[tuple[Task, Future[Result]]] = deque()
 
-    def _make_pool(self) -> ProcessPoolExecutor:
-        arguments = (self._reader, self._news)
-        return ProcessPoolExecutor(self.width, self._context, initializer=_start_worker, initargs=arguments)
+    def _make_pool(self, jobs: int) -> _Pool:
+        # A worker killed while it wrote may have left the queue locked: each pool has its own.
+        news = self._context.SimpleQueue()
+        arguments = (self._reader, news)
+        return _Pool(ProcessPoolExecutor(jobs, self._context, initializer=_start_worker, initargs=arguments), news)
 
     def submit(self, task: Task) -> Future[Result]:
-        """Queue the task for the next free worker; a pool that lost one (out of memory, say) is replaced."""
+        """Queue the task for the next free worker; a pool that lost one is replaced."""
         self._names[task.name] = task
         try:
-            return self._pool.submit(_work, task)
+            started = self._pool.submit(task)
         except BrokenExecutor:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = self._make_pool()
-            return self._pool.submit(_work, task)
+            self._pool = self._make_pool(self.width)
+            started = self._pool.submit(task)
+        promised: Future[Result] = Future()
+
+        def over(future: Future[Result]) -> None:
+            if not future.cancelled() and isinstance(future.exception(), BrokenExecutor):
+                self._suspects.append((task, promised))
+            else:
+                _pass_on(future, promised)
+
+        started.add_done_callback(over)
+        return promised
 
     def poll(self) -> None:
-        """Hand the workers' progress to the display."""
-        while not self._news.empty():
-            name, step, total, numbers = self._news.get()
-            self._display.progress(self._names[name], step, total, numbers)
+        """Hand the workers' progress to the display, and try the next task that was there when a worker died."""
+        for pool in (self._pool, self._lone):
+            while pool is not None and not pool.news.empty():
+                name, step, total, numbers = pool.news.get()
+                self._display.progress(self._names[name], step, total, numbers)
+        if self._suspects and (self._trial is None or self._trial.done()):
+            task, promised = self._suspects.popleft()
+            self._lone = self._lone or self._make_pool(1)
+            try:
+                self._trial = self._lone.submit(task)
+            except BrokenExecutor:  # by the task before
+                self._lone = self._make_pool(1)
+                self._trial = self._lone.submit(task)
+            self._trial.add_done_callback(lambda future: _pass_on(future, promised))
 
     def close(self) -> None:
         """End the workers at once."""
         self._alive.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._lone):
+            if pool is not None:
+                pool.executor.shutdown(wait=True, cancel_futures=True)
         self._reader.close()
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Worker processes and the queue by which they tell their progress."""
+
+    executor: ProcessPoolExecutor
+    news: Any
+
+    def submit(self, task: Task) -> Future[Result]:
+        """Queue a task. Workers start with Ctrl-C held back: before `_start_worker` they would print a traceback."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self.executor.submit(_work, task)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pass_on(future: Future[Result], promised: Future[Result]) -> None:
+    if future.cancelled():
+        promised.cancel()
+    elif (error := future.exception()) is not None:
+        promised.set_exception(error)
+    else:
+        promised.set_result(future.result())
 
 
 _news_queue: Any = None
@@ -89,6 +146,7 @@ def _start_worker(reader: Connection, news: Any) -> None:
     global _news_queue
     _news_queue = news
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -130,7 +188,10 @@ class Futures:
 
 
 class Ray:
-    """Tasks run on a Ray cluster; each asks for its threads, and for a GPU when its device is one."""
+    """Tasks run on a Ray cluster; each asks for its threads, and for a GPU unless its device is the CPU.
+
+    With the device "auto" a task asks for a GPU where the cluster has any.
+    """
 
     def __init__(self, address: str) -> None:
         ray = require("ray", "cluster")
@@ -139,12 +200,18 @@ class Ray:
         if self._started:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             where = {} if address == "local" else {"address": address}
-            ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level="error")
-        self.width = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            _check_port(address)
+            try:
+                ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level="error")
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ValueError(f"--ray {address}: {str(error).strip().splitlines()[0]}") from None
+        resources = ray.cluster_resources()
+        self.width = 4 * max(1, int(resources.get("CPU", 1)))
+        self._gpus = resources.get("GPU", 0) > 0
 
     def submit(self, task: Task) -> Future[Result]:
         """Hand the task to the cluster."""
-        gpus = 1 if task.device not in ("cpu", "auto") else 0
+        gpus = int(self._gpus if task.device == "auto" else task.device != "cpu")
         remote = self._ray.remote(num_cpus=task.threads, num_gpus=gpus)(compute)
         return remote.remote(task).future()
 
@@ -155,6 +222,21 @@ class Ray:
         """Leave the cluster, or stop the embedded one."""
         if self._started:
             self._ray.shutdown()
+
+
+def _check_port(address: str) -> None:
+    """Ray tries a wrong `host:port` for minutes; see within seconds whether anything answers there.
+
+    Raises:
+        ValueError: nothing does.
+    """
+    parts = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if parts.hostname and parts.port:
+            socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--ray {address}: nothing answers there ({reason}); 'local' starts a cluster here") from None
 
 
 @contextlib.contextmanager
@@ -180,16 +262,43 @@ def on_ray(address: str) -> Generator[Backend]:
         yield backend
 
 
+# submitit's parameters that mean the same on every kind of cluster, and the prefixes of the others.
+SHARED = (
+    *("cluster", "name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node"),
+    "stderr_to_stdout",
+)
+PREFIXES = ("slurm_", "local_", "debug_")
+
+
+def slurm_options(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """submitit's parameters from words: whole numbers as such, SLURM's own names with their prefix.
+
+    >>> slurm_options({"partition": "gpu", "timeout_min": "60", "slurm_qos": "high"})
+    {'slurm_partition': 'gpu', 'timeout_min': 60, 'slurm_qos': 'high'}
+    """
+    return {
+        key if key in SHARED or key.startswith(PREFIXES) else f"slurm_{key}": int(text) if text.isdigit() else text
+        for key, text in parameters.items()
+    }
+
+
 @contextlib.contextmanager
 def on_slurm(parameters: Mapping[str, str], folder: Path) -> Generator[Backend]:
-    """SLURM through submitit, with its own `parameters` (`slurm_partition=gpu`); `cluster=local` needs no SLURM.
+    """SLURM through submitit; `cluster=local` or `cluster=debug` needs no SLURM.
+
+    Args:
+        parameters: submitit's own, for example `timeout_min=60 gpus_per_node=1`; SLURM's may be written without their
+            prefix (`partition=gpu` is `slurm_partition=gpu`).
+        folder: of submitit's files.
 
     Raises:
-        ValueError: submitit does not know a parameter.
+        ValueError: submitit does not know a parameter, or SLURM is not here.
     """
     submitit = require("submitit", "cluster")
-    options: dict[str, Any] = {key: int(text) if text.isdigit() else text for key, text in parameters.items()}
-    cluster = options.pop("cluster", None)
+    options = slurm_options(parameters)
+    cluster = options.pop("cluster", "slurm")
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("--slurm: there is no `sbatch` on this machine's PATH; cluster=local does without SLURM")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)

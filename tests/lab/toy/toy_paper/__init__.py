@@ -62,9 +62,11 @@ def broken(settings, variant, bench):
 def crash(settings, variant, bench):
     """One variant takes its process down with it, as running out of memory does."""
     import os
+    import time
 
     if variant == "dies":
         os._exit(9)
+    time.sleep(settings.pause)
     return {"one": 1.0}
 
 
@@ -101,6 +103,33 @@ def joint(settings, variant, bench):
     return {"error": float((model(x) - y).square().mean()), "processes": bench.fabric.world_size}
 
 
+def shared(settings, variant, bench):
+    """A stage that trains with the laboratory's loop; under torchrun the processes do it together."""
+    import torch
+
+    from mechanisms.lab.training import train
+
+    def encoder():
+        model = torch.nn.Linear(3, 1, bias=False)
+        torch.nn.init.zeros_(model.weight)
+        x = torch.randn(64, 3, generator=bench.generator("data"))
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True)), batch_size=16)
+        optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
+        train(bench, model, optimizer, loader, lambda net, b: (net(b[0]) - b[1]).square().mean(), steps=settings.steps)
+        return model.weight.detach()
+
+    weight = bench.cached("encoder", encoder)
+    return {"weight": float(weight.sum()), "processes": bench.fabric.world_size}
+
+
+def threads(settings, variant, bench):
+    """How many threads the libraries of NumPy, SciPy and scikit-learn would use."""
+    import sklearn.cluster  # noqa: F401
+    import threadpoolctl
+
+    return {"threads": [library["num_threads"] for library in threadpoolctl.threadpool_info()]}
+
+
 SCALES = {"smoke": Config(steps=3), "laptop": Config()}
 
 paper = Paper(
@@ -133,5 +162,7 @@ paper = Paper(
         ),
         Experiment(name="crash", run=crash, variants=("dies", "lives"), scales=SCALES),
         Experiment(name="joint", run=joint, variants=("all",), scales=SCALES),
+        Experiment(name="shared", run=shared, variants=("one", "two"), scales=SCALES),
+        Experiment(name="threads", run=threads, variants=("all",), scales={"smoke": Config()}),
     ],
 )
