@@ -3,14 +3,19 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from mechanisms.lab import workers
 from mechanisms.lab.progress import Silent
 from mechanisms.lab.records import read_records
 from mechanisms.lab.registry import load_paper
+from mechanisms.lab.running import Result, plan
 from mechanisms.lab.session import Request, execute
 from mechanisms.lab.workers import on_ray, on_slurm
 from tests.lab.conftest import mech
@@ -100,6 +105,27 @@ def test_a_parameter_that_slurm_does_not_know_is_refused(toy: Path) -> None:
     refused = pytest.raises(ValueError, match="--slurm: Unknown argument 'nonsense'")
     with refused, on_slurm({"cluster": "local", "nonsense": "1"}, toy):
         pass
+
+
+@pytest.mark.parametrize(("gpus", "asked"), [(0, [0, 0, 1]), (2, [1, 0, 1])])
+def test_a_task_asks_ray_for_a_gpu_where_there_is_one_unless_it_wants_the_cpu(
+    toy: Path, gpus: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[int] = []
+
+    def remote(num_cpus: int, num_gpus: int) -> Any:
+        wanted.append(num_gpus)
+        future: Future[Result] = Future()
+        return lambda function: SimpleNamespace(remote=lambda task: SimpleNamespace(future=lambda: future))
+
+    cluster = {"CPU": 4.0} | ({"GPU": float(gpus)} if gpus else {})
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: cluster, remote=remote)
+    monkeypatch.setattr(workers, "require", lambda module, extra: ray)
+    with on_ray("local") as backend:
+        for device in ("auto", "cpu", "cuda"):
+            (task,) = plan("toy", load_paper("toy").experiment("joint"), "smoke", device=device)
+            backend.submit(task)
+    assert wanted == asked
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere.invalid:6379"])
