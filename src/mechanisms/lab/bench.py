@@ -155,6 +155,8 @@ class Bench:
         Raises:
             TypeError: the value holds something that cannot be stored without pickle.
         """
+        import torch
+
         whole = as_dict(self._settings) if self._settings is not None else {}
         identity = {
             "owner": self._owner if settings is None else self._owner.split("/")[0],
@@ -164,6 +166,7 @@ class Bench:
             "code": self._code,
             "threads": self.threads,
             "device": self.device.type,
+            "torch": torch.__version__,
         }
         started, before = time.perf_counter(), self.waited
         if self._cache is None:

@@ -11,7 +11,7 @@ from mechanisms._base.device import resolve_device
 from mechanisms.lab.claims import STAGES
 from mechanisms.lab.configuration import config_hash, override
 from mechanisms.lab.folders import cache_folder, results_folder
-from mechanisms.lab.ledger import Row, rows
+from mechanisms.lab.ledger import Row, rows, unclaimed
 from mechanisms.lab.loggers import LOGGERS, logger_class
 from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.records import cells, read_records
@@ -158,6 +158,7 @@ def _backend(request: Request, display: Display) -> Generator[Backend]:
 
 
 def ledger(papers: Sequence[Paper], results: Sequence[Path]) -> tuple[list[Row], list[str]]:
-    """The ledger of some papers from some folders of records, and one line for each file that is no record."""
+    """The ledger of some papers from some folders of records, and a line for each file that is none or unasked for."""
     records, problems = read_records(results)
-    return rows(papers, records), problems
+    mine = {paper.slug for paper in papers}
+    return rows(papers, records), problems + unclaimed(papers, [record for record in records if record.slug in mine])
