@@ -287,7 +287,8 @@ def _warn(outcome: Outcome, classes: np.ndarray, labels: Tensor, held_labels: Te
         warnings.warn(
             f"the flip rate is {rate:.3f} and "
             + ("above 1/2" if rate > 0.5 else f"still rising, from {halfway:.3f} halfway")
-            + f" (step: rate = {shown}): the twins may be confirming each other; lower lr or steps",
+            + f" (step: rate = {shown}): the twins may be confirming each other (lower lr or steps), or a short run "
+            "has not settled",
             UserWarning,
             stacklevel=3,
         )
