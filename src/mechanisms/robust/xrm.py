@@ -26,6 +26,7 @@ from torch.utils.data import TensorDataset
 
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import RandomState, as_seed
+from mechanisms.robust._networks import check_factory
 from mechanisms.robust._phase1 import Outcome, Problem, Progress, can_stack, num_runs, train_pairs
 from mechanisms.robust._rows import Rows, TensorRows, as_rows
 from mechanisms.robust._settings import Search, Setting
@@ -33,7 +34,6 @@ from mechanisms.robust.environments import Environments, Snapshot, Trial, Twins,
 from mechanisms.robust.twins import (
     TwinTrainer,
     balanced_cross_entropy,
-    check_factory,
     cross_mistakes,
     flip_probability,
 )
