@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.seeds import seeded, torch_generator
+from mechanisms.robust._networks import check_factory
 from mechanisms.robust._rows import Rows, TensorRows
 from mechanisms.robust._settings import Setting
 from mechanisms.robust._stack import SharedBatches, is_linear_chain
 from mechanisms.robust._twin_stack import TwinStack
 from mechanisms.robust.environments import Snapshot, missing_environments
-from mechanisms.robust.twins import TwinTrainer, check_factory, cross_mistakes
+from mechanisms.robust.twins import TwinTrainer, cross_mistakes
 
 _HISTORY_POINTS = 50
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mechanisms._base.device import resolve_device
-from mechanisms.robust.twins import map_tensors
+from mechanisms.robust._networks import map_tensors
 
 __all__ = ["embed"]
 

@@ -16,16 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mechanisms._base.device import resolve_device
+from mechanisms.robust._networks import call_network, check_factory, check_logits, floating_dtype, to_network
 from mechanisms.robust._rows import as_rows, check_labels
 from mechanisms.robust._settings import Setting
-from mechanisms.robust.twins import (
-    call_network,
-    check_factory,
-    check_logits,
-    cross_mistakes,
-    floating_dtype,
-    to_network,
-)
+from mechanisms.robust.twins import cross_mistakes
 
 _FORMAT = "mechanisms.environments.1"
 

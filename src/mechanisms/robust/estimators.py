@@ -232,12 +232,12 @@ class XRMClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities (n, K) of the classes."""
         check_is_fitted(self)
         dtype = np.float32 if self.model is not None else [np.float64, np.float32]
-        X = validate_data(self, X, reset=False, dtype=dtype, allow_nd=self.model is not None)
+        rows = np.asarray(validate_data(self, X, reset=False, dtype=dtype, allow_nd=self.model is not None))
         parts = []
         with torch.no_grad():
-            for start in range(0, len(X), _PREDICTED_ROWS):
+            for start in range(0, len(rows), _PREDICTED_ROWS):
                 # A copy of a few rows: arrays that cannot be written to make torch warn.
-                inputs = self.discovery_.twins.prepare(torch.tensor(X[start : start + _PREDICTED_ROWS]))
+                inputs = self.discovery_.twins.prepare(torch.tensor(rows[start : start + _PREDICTED_ROWS]))
                 parts.append(self.network_(inputs.double() if self.model is None else inputs).double().softmax(1))
         return torch.cat(parts).numpy()
 
@@ -273,7 +273,7 @@ def _phase2(search: int | Search | Sequence[Setting], best: Setting, seed: int) 
     names = ("lr", "weight_decay", "batch_size")
     if isinstance(search, Search):
         given = {name: getattr(search, name) for name in names}
-        ranges = {name: value for name, value in given.items() if isinstance(value, Sequence)}
+        ranges = {name: (value[0], value[1]) for name, value in given.items() if isinstance(value, Sequence)}
         fixed = {name: (value,) * search.trials for name, value in given.items() if name not in ranges}
         draws = draw_hyperparameters(search.trials, ranges, generator=seed)
         return replace(draws, **fixed), search.optimizer, search.momentum

@@ -26,6 +26,7 @@ from torch.utils.data import TensorDataset
 
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import RandomState, as_seed
+from mechanisms.robust._networks import check_factory
 from mechanisms.robust._phase1 import Outcome, Problem, Progress, can_stack, num_runs, train_pairs
 from mechanisms.robust._rows import Rows, TensorRows, as_rows
 from mechanisms.robust._settings import Search, Setting
@@ -33,7 +34,6 @@ from mechanisms.robust.environments import Environments, Snapshot, Trial, Twins,
 from mechanisms.robust.twins import (
     TwinTrainer,
     balanced_cross_entropy,
-    check_factory,
     cross_mistakes,
     flip_probability,
 )
@@ -287,7 +287,8 @@ def _warn(outcome: Outcome, classes: np.ndarray, labels: Tensor, held_labels: Te
         warnings.warn(
             f"the flip rate is {rate:.3f} and "
             + ("above 1/2" if rate > 0.5 else f"still rising, from {halfway:.3f} halfway")
-            + f" (step: rate = {shown}): the twins may be confirming each other; lower lr or steps",
+            + f" (step: rate = {shown}): the twins may be confirming each other (lower lr or steps), or a short run "
+            "has not settled",
             UserWarning,
             stacklevel=3,
         )
