@@ -71,7 +71,7 @@ WATERBIRDS_LIKE = Experiment(
             at_least(WGA, "xrm-groupdro", "oracle-groupdro", margin=-0.03, bounds=(0, 1)),
             published=f"{ABSTRACT}; 0.86 against 0.86 in the authors' short run",
             scales=("laptop",),
-            note="Written before the runs: with the spread of a first trial (0.040) ten seeds decide this in one case of 17.",
+            note="Written before the runs: with the spread of a first trial (0.040) ten seeds decide one case in 17.",
         ),
         Claim(
             "... and far better than none",
