@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mechanisms._base.extras import MissingExtra
-from mechanisms.lab import running, session
+from mechanisms.lab import running, session, tasks
 from mechanisms.lab.progress import Silent
 from mechanisms.lab.records import Record, read_records, write_record
 from mechanisms.lab.registry import load_paper
@@ -42,7 +42,8 @@ def test_finished_runs_are_skipped_and_older_code_is_rerun_when_asked(
 ) -> None:
     execute(request(toy), Silent())
     assert execute(request(toy), Silent()).there == 2
-    monkeypatch.setattr(running, "code_hash", lambda slug: "newer")
+    for module in (running, tasks):
+        monkeypatch.setattr(module, "code_hash", lambda slug: "newer")
     assert execute(request(toy), Silent()).there == 2
     assert execute(request(toy, rerun=True), Silent()).done == 2
     assert {record.code for record in read_records([toy])[0]} == {"newer"}
@@ -64,8 +65,8 @@ def test_worker_processes_and_this_process_give_the_same_bits(toy: Path, tmp_pat
 
 
 def test_a_block_of_seeds_is_one_task_and_gives_all_its_records(toy: Path) -> None:
-    tasks = running.plan("toy", load_paper("toy").experiment("blocks"), "smoke", seeds=6)
-    assert [task.seeds for task in tasks] == [(10, 11, 12, 13, 14), (15, 16, 17, 18, 19)]
+    planned = tasks.plan("toy", load_paper("toy").experiment("blocks"), "smoke", seeds=6)
+    assert [task.seeds for task in planned] == [(10, 11, 12, 13, 14), (15, 16, 17, 18, 19)]
     execute(request(toy, "blocks", seeds=6), Silent())
     values = {record.seed: record.metrics["value"] for record in read_records([toy])[0]}
     assert values == {seed: seed + 500.0 for seed in range(10, 20)}
@@ -121,9 +122,9 @@ def test_the_threads_of_a_run_bind_blas_and_openmp_too(toy: Path) -> None:
 
 def test_finished_runs_are_skipped_without_loading_their_paper(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(request(toy, seeds=3), Silent())
-    tasks = running.plan("toy", load_paper("toy").experiment("line"), "smoke", seeds=3)
-    monkeypatch.setattr(running, "load_paper", lambda slug: pytest.fail("it was loaded"))
-    assert running.carry_out(tasks, toy, Here(Silent()), Silent()).there == 6
+    planned = tasks.plan("toy", load_paper("toy").experiment("line"), "smoke", seeds=3)
+    monkeypatch.setattr(tasks, "load_paper", lambda slug: pytest.fail("it was loaded"))
+    assert running.carry_out(planned, toy, Here(Silent()), Silent()).there == 6
 
 
 def test_a_block_that_cannot_be_written_whole_leaves_nothing(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,13 +162,13 @@ def test_half_written_files_are_taken_away_after_a_day(toy: Path) -> None:
 
 def test_the_reason_of_a_lost_worker_is_one_line(toy: Path) -> None:
     class Lost(Here):
-        def submit(self, task: running.Task) -> Future[running.Result]:
-            future: Future[running.Result] = Future()
+        def submit(self, task: tasks.Task) -> Future[tasks.Result]:
+            future: Future[tasks.Result] = Future()
             future.set_exception(RuntimeError("node gone\n  at line 1\n  at line 2"))
             return future
 
-    tasks = running.plan("toy", load_paper("toy").experiment("blocks"), "smoke")
-    ((_, reason),) = running.carry_out(tasks, toy, Lost(Silent()), Silent()).failed
+    planned = tasks.plan("toy", load_paper("toy").experiment("blocks"), "smoke")
+    ((_, reason),) = running.carry_out(planned, toy, Lost(Silent()), Silent()).failed
     assert reason == "the worker was lost (RuntimeError: node gone)"
 
 

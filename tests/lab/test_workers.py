@@ -15,8 +15,8 @@ from mechanisms.lab import workers
 from mechanisms.lab.progress import Silent
 from mechanisms.lab.records import read_records
 from mechanisms.lab.registry import load_paper
-from mechanisms.lab.running import Result, plan
 from mechanisms.lab.session import Request, execute
+from mechanisms.lab.tasks import Result, plan
 from mechanisms.lab.workers import on_ray, on_slurm
 from tests.lab.conftest import mech
 

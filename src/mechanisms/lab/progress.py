@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mechanisms.lab.running import Task
+from mechanisms.lab.tasks import Task
 
 
 class Bars:

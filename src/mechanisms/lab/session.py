@@ -15,7 +15,8 @@ from mechanisms.lab.ledger import Row, rows, unclaimed
 from mechanisms.lab.loggers import LOGGERS, logger_class
 from mechanisms.lab.paper import Experiment, Paper
 from mechanisms.lab.records import cells, read_records
-from mechanisms.lab.running import Backend, Display, Summary, Task, carry_out, plan, with_looks
+from mechanisms.lab.running import Backend, Display, Summary, carry_out
+from mechanisms.lab.tasks import Task, plan, with_looks
 from mechanisms.lab.together import first_decides, world_size
 
 

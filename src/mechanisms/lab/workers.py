@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mechanisms._base.extras import require
-from mechanisms.lab.running import Backend, Display, Result, Task, compute
+from mechanisms.lab.running import Backend, Display
+from mechanisms.lab.tasks import Result, Task, compute
 
 
 class Here:
