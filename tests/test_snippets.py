@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import typer
 
-from mechanisms.cli import _paper_commands, app
+from mechanisms.cli import _add_paper_commands, _spread, app
 from mechanisms.lab.configuration import override
 from mechanisms.lab.registry import load_paper, paper_names
 
@@ -91,16 +91,13 @@ def check_command(words: list[str], page: Path) -> None:
     elif words[0] == "python" and words[1:] and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), f"{page.name}: there is no {words[1]}"
     elif words[0] == "mech" and words[1:] and not words[1].startswith("-"):
-        check_mech(words[1], words[2:], page)
+        check_mech(words[1], _spread(words[1:])[1:], page)
 
 
 def check_mech(name: str, words: list[str], page: Path) -> None:
     """The command and its options exist; so do the papers, experiments and settings it names."""
-    everything = typer.Typer()
-    everything.registered_commands += app.registered_commands
-    for own, target in _paper_commands():
-        everything.command(own)(target)
-    command = typer.main.get_command(everything).commands.get(name)  # type: ignore[attr-defined]
+    _add_paper_commands()
+    command = typer.main.get_command(app).commands.get(name)  # type: ignore[attr-defined]
     assert command is not None, f"{page.name}: there is no command mech {name}"
     options = {option: parameter for parameter in command.params for option in parameter.opts}
     plain: list[str] = []

@@ -6,6 +6,7 @@ Papers are known by name only, through the laboratory, and heavy imports wait un
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -64,6 +65,7 @@ def main() -> None:
         sys.exit(0)
 
 
+@functools.cache
 def _add_paper_commands() -> None:
     """The practitioners' commands that papers bring; recipes import nothing heavy. A broken one is left out."""
     taken = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}

@@ -19,7 +19,15 @@ WORDS = ("run", "toy", "line", "--scale", "laptop", "--device", "cpu", "steps=10
 
 def start(results: Path, *words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mechanisms.cli", *WORDS, "--results", str(results), *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A suite in the background of a shell ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def found(results: Path) -> dict:
