@@ -1,6 +1,7 @@
 """The report in a browser, from disk: links, plots, filter, both colour schemes, and strings that try to be HTML."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,13 @@ class Tab:
         if not request.url.startswith(("file:", "data:", "blob:")):
             self.faults.append(f"request: {request.url}")
 
+    def wait(self, condition: str, seconds: float = 30) -> None:
+        """Until a condition in JavaScript holds. Playwright's own waiting evaluates text, which the page forbids."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < end, f"waited in vain for {condition}"
+            self.page.wait_for_timeout(50)
+
     def open(self, path: Path) -> None:
         self.page.goto(path.as_uri())
         self.page.wait_for_load_state("load")
@@ -98,7 +106,7 @@ def test_from_the_ledger_to_an_experiment_to_a_value_in_a_plot(index: Path, tab)
     curve.scroll_into_view_if_needed()
     box = curve.bounding_box()
     one.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    one.page.wait_for_function(
+    one.wait(
         "document.querySelectorAll('figure.plot')[1].querySelector('.hoverlayer').textContent.includes('10 seeds')"
     )
 
@@ -173,7 +181,7 @@ def test_dark_and_light_differ_in_page_and_plots_and_follow_a_change(index: Path
     look = f"[{background}, {line}, {text}]"
     light = one.page.evaluate(look)
     one.page.emulate_media(color_scheme="dark")
-    one.page.wait_for_function(f"{line} !== '{light[1]}'")
+    one.wait(f"{line} !== '{light[1]}'")
     dark = one.page.evaluate(look)
     assert all(a != b for a, b in zip(light, dark, strict=True))
     two = tab(color_scheme="dark")
