@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
@@ -179,10 +178,3 @@ class Bench:
             self.stages[key] = seconds - (self.waited - before)
         self.waited = before + time.perf_counter() - started
         return value
-
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Generator[None]:
-        """Keep the seconds of a block under a name among the record's stages."""
-        started = time.perf_counter()
-        yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
