@@ -65,13 +65,24 @@ def bars(metric: str, title: str = "", *, variants: Sequence[str] = (), caption:
     )
 
 
-def curves(name: str, title: str = "", *, variants: Sequence[str] = (), caption: str = "") -> Figure:
+def curves(
+    name: str,
+    title: str = "",
+    *,
+    variants: Sequence[str] = (),
+    x: str = "step",
+    log_x: bool = False,
+    log_y: bool = False,
+    caption: str = "",
+) -> Figure:
     """A figure of one logged curve: each variant's mean over seeds, and a band of one standard deviation.
 
     Args:
         name: name under which the runs logged it.
         title: heading; the curve's name in words by default.
         variants: which variants, in this order; those without records are shown as such. All that have it by default.
+        x: what the runs logged as the step, for the axis.
+        log_x, log_y: logarithmic axes.
         caption: what to see in it; says what is drawn by default.
 
     >>> curves("flip_rate").name
@@ -79,7 +90,7 @@ def curves(name: str, title: str = "", *, variants: Sequence[str] = (), caption:
     """
     return Figure(
         name=title or name.replace("_", " "),
-        draw=partial(_draw_curves, name, tuple(variants)),
+        draw=partial(_draw_curves, name, tuple(variants), {"x": x, "log_x": log_x, "log_y": log_y}),
         caption=caption or "Mean over seeds; the band is one standard deviation to either side.",
     )
 
@@ -136,9 +147,44 @@ def _draw_bars(metric: str, variants: tuple[str, ...], cell: Cell) -> plotly.gra
     return figure
 
 
-def _draw_curves(name: str, variants: tuple[str, ...], cell: Cell) -> plotly.graph_objects.Figure:
+def canvas(
+    *, x: str = "", y: str = "", log_x: bool = False, log_y: bool = False, height: int = 380, legend: bool = True
+) -> plotly.graph_objects.Figure:
+    """An empty Plotly figure in the look of all figures, for a recipe that draws something of its own.
+
+    Args:
+        x, y: titles of the axes.
+        log_x, log_y: logarithmic axes.
+        height: in pixels; the width is the page's.
+        legend: whether there is one.
+
+    >>> figure = canvas(x="time", y="error", log_x=True)
+    >>> _ = figure.add_scatter(x=[1, 10], y=[0.5, 0.1], name="theory", line=line(0))
+    >>> figure.layout.xaxis.type
+    'log'
+    """
     go = require("plotly.graph_objects", "lab")
     figure = go.Figure()
+    figure.update_layout(_layout(), showlegend=legend, height=height)
+    figure.update_xaxes(title=plain(x), type="log" if log_x else "linear")
+    figure.update_yaxes(title=plain(y), type="log" if log_y else "linear")
+    return figure
+
+
+def line(place: int, **changes: Any) -> dict[str, Any]:
+    """Colour, width and dash of the line at a place of the palette, for `line=` of a Plotly trace.
+
+    >>> line(1, width=1)["width"]
+    1
+    """
+    look = {"color": PALETTE[place % len(PALETTE)][0], "width": 2.2, "dash": DASHES[place % len(DASHES)]}
+    return look | changes
+
+
+def _draw_curves(
+    name: str, variants: tuple[str, ...], axes: Mapping[str, Any], cell: Cell
+) -> plotly.graph_objects.Figure:
+    figure = canvas(y=name.replace("_", " "), **axes)
     for variant in variants or tuple(v for v in cell.variants if cell.curves(name, v)):
         colour, symbol, dash = _look(variant, cell)
         label = plain(variant)
@@ -177,9 +223,7 @@ def _draw_curves(name: str, variants: tuple[str, ...], cell: Cell) -> plotly.gra
             hovertemplate="%{text}<extra></extra>",
             **look,
         )
-    figure.update_layout(_layout(), showlegend=True, height=380, hovermode="x unified")
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(title=plain(name.replace("_", " ")))
+    figure.update_layout(hovermode="x unified")
     if all(trace.x[0] is None for trace in figure.data):
         _say_nothing(figure)
     return figure

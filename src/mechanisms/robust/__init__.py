@@ -4,8 +4,9 @@ The names below are loaded when they are first used, so that `import mechanisms.
 `embed` is not among them: its file has the same name, so it is imported from `mechanisms.robust.embed`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mechanisms.robust.baselines import eiil_environments as eiil_environments
@@ -62,9 +63,4 @@ _HOMES = {
     "worst_group_accuracy": "groups",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"mechanisms.robust.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'mechanisms.robust' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)
