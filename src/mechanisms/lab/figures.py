@@ -224,7 +224,7 @@ def _draw_curves(
             **look,
         )
     figure.update_layout(hovermode="x unified")
-    if all(trace.x[0] is None for trace in figure.data):
+    if all(trace["x"][0] is None for trace in figure.data):
         _say_nothing(figure)
     return figure
 
