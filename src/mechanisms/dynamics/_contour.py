@@ -33,7 +33,7 @@ Filter = Callable[[Complex[Tensor, "problems times nodes"]], Complex[Tensor, "pr
 
 
 def nodes(longest: float, largest: float) -> Float[Tensor, " nodes"]:
-    """log|z| of the nodes, from where a filter of time `longest` is still 0 to where eigenvalues <= `largest` are small.
+    """log|z| of the nodes: from where the latest time has learned nothing yet to far beyond the spectrum.
 
     Args:
         longest: the latest time tau.

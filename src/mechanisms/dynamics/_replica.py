@@ -32,7 +32,9 @@ class Order(NamedTuple):
 
 
 def mismatch(
-    mu: Num[Tensor, "*points"], shares: Num[Tensor, "*#points groups"], g: Num[Tensor, "*points groups"],
+    mu: Num[Tensor, "*points"],
+    shares: Num[Tensor, "*#points groups"],
+    g: Num[Tensor, "*points groups"],
     ratio: Float[Tensor, "*#points"],
 ) -> tuple[Num[Tensor, "*points"], Num[Tensor, "*points"]]:
     """mu (1 + sum ...) - nu and its derivative by mu; shares sum to 1.
@@ -64,7 +66,9 @@ def solve_mu(
 
 
 def with_gradient(
-    mu: Num[Tensor, "*points"], shares: Num[Tensor, "*#points groups"], g: Num[Tensor, "*points groups"],
+    mu: Num[Tensor, "*points"],
+    shares: Num[Tensor, "*#points groups"],
+    g: Num[Tensor, "*points groups"],
     ratio: Float[Tensor, "*#points"],
 ) -> Num[Tensor, "*points"]:
     """The root with the gradient of the implicit function: one Newton step whose slope counts as a constant."""
