@@ -24,7 +24,9 @@ def as_finite(values: Tensor | ArrayLike, name: str, *, dtype: torch.dtype | Non
     tensor([1., 2.])
     """
     try:
-        tensor = torch.as_tensor(values)
+        # Python's numbers are in double precision; without a type torch would read them in single.
+        plain = isinstance(values, float | list | tuple)
+        tensor = torch.as_tensor(values, dtype=dtype if plain else None)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be a tensor or an array of numbers, got {type(values).__name__}: {error}"

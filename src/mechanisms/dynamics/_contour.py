@@ -94,7 +94,7 @@ def order_by_contour(limit: Limit, longest: float, make_filter: Callable[[int, i
         longest: the latest time tau of all.
         make_filter: gives the filter h of the problems from the first up to the second index.
     """
-    log_size = nodes(longest, 1 + float(limit.ratio.max()))
+    log_size = nodes(longest, 1 + float(limit.ratio.detach().max()))
     block = max(1, LARGEST_BLOCK // len(log_size) ** 2)
     parts = []
     for first in range(0, len(limit.ratio), block):
@@ -142,4 +142,4 @@ def flow_order(limit: Limit, tau: Float[Tensor, "problems times"]) -> Order:
         time, l2 = tau[first:last, :, None], scaled.l2[first:last, None, None]
         return lambda z: flow_filter(z, time, l2)
 
-    return order_by_contour(scaled, float(tau.max()), make_filter)
+    return order_by_contour(scaled, float(tau.detach().max()), make_filter)

@@ -109,7 +109,8 @@ def as_rates(
         if bool((largest + l2 <= 0).any()):
             raise ValueError("lr='stable' needs features that are not all zero; give a number")
         return 1 / (largest + l2)
-    rates = as_finite(torch.as_tensor(lr), "lr", dtype=largest.dtype).to(largest.device)
+    given = torch.tensor(lr, dtype=largest.dtype) if isinstance(lr, float | int) else lr
+    rates = as_finite(given, "lr", dtype=largest.dtype).to(largest.device)
     if bool((rates <= 0).any()):
         raise ValueError(f"lr={lr}: it must be > 0")
     if rates.dim() and rates.shape != largest.shape:

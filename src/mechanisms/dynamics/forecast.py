@@ -316,7 +316,7 @@ def _left_out_flow(
     Without a row the spectrum interlaces the whole one, so the same contour runs around it.
     """
     largest = eigenvalues[0].detach().clamp(min=torch.finfo(y.dtype).tiny)
-    size = nodes(float(tau.max() * largest), 1.0).to(y.device).exp() * largest
+    size = nodes(float(tau.detach().max() * largest), 1.0).to(y.device).exp() * largest
     z = size * complex(math.cos(ANGLE), math.sin(ANGLE))
     w = weights(flow_filter(z, tau[:, None], torch.as_tensor(l2, dtype=y.dtype, device=y.device)))
     unlearned = -z[:, None] / (eigenvalues - z[:, None])
