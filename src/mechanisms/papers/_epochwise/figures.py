@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mechanisms.lab import Figure
-from mechanisms.lab.figures import canvas, curves, line, plain
+from mechanisms.lab.figures import SYMBOLS, canvas, curves, line, plain
 from mechanisms.papers._epochwise.finite import agreement_problem, decoupled_problem
 from mechanisms.papers._epochwise.settings import (
     CONDITION_NUMBERS,
@@ -74,6 +74,7 @@ def _draw_map(method: str, cell: Cell) -> plotly.graph_objects.Figure:
     for value in SLICES.values():
         figure.add_hline(y=10.0**-value, line={"color": "white", "width": 1, "dash": "dot"})
     figure.update_xaxes(range=[0, 8])
+    figure.update_yaxes(exponentformat="power")
     return figure
 
 
@@ -182,7 +183,7 @@ def _recorded(
         y=[round(value, 5) for value in mean[::every]],
         name=plain(label),
         mode="markers",
-        marker={"color": line(place)["color"], "size": 6, "symbol": "circle-open"},
+        marker={"color": line(place)["color"], "size": 6, "symbol": f"{SYMBOLS[place % len(SYMBOLS)]}-open"},
         showlegend=legend,
     )
 
@@ -211,7 +212,7 @@ AGREEMENT_FIGURES = (
     Figure(
         "Theory and simulation by condition number",
         partial(_draw_agreement, ("kappa-1", "kappa-100", "kappa-10000")),
-        "Gradient flow in the limit (lines) and the mean over draws at d=100 (circles).",
+        "Gradient flow in the limit (lines) and the mean over draws at d=100 (markers).",
     ),
     Figure(
         "Theory and simulation by size",
@@ -235,7 +236,7 @@ CONDITION_FIGURES = (
     Figure(
         "Figure 3, right, by gradient flow",
         partial(_draw_over_time, "flow"),
-        "The exact formula (lines) and the mean over draws (circles). At condition number 7 gradient flow descends "
+        "The exact formula (lines) and the mean over draws (markers). At condition number 7 gradient flow descends "
         "twice, where the paper's formula and ridge do not.",
     ),
 )
@@ -253,7 +254,7 @@ WEIGHT_DECAY_FIGURES = (
     Figure(
         "Figure 2 d: three slices",
         _draw_slices,
-        "Lines: exact. Dots: the paper's formula. Circles: simulated. Time is learning rate times steps.",
+        "Lines: exact. Dots: the paper's formula. Markers: simulated. Time is learning rate times steps.",
     ),
 )
 DECOUPLED_FIGURES = tuple(
