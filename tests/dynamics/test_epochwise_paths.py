@@ -113,6 +113,12 @@ def test_single_precision_inputs_keep_a_condition_number_of_ten_thousand() -> No
     torch.testing.assert_close(path[0], torch.tensor([1.0, 1e4 * (1 - math.exp(-1))]))
 
 
+def test_the_loop_tells_how_far_it_is() -> None:
+    seen: list[tuple[int, int]] = []
+    gradient_descent(TALL, targets(TALL), [0, 5, 20], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 20), (5, 20), (20, 20)]
+
+
 def test_arrays_and_lists_are_taken() -> None:
     x, y = TALL.numpy(), targets(TALL).numpy()
     torch.testing.assert_close(training_path(x, y, np.array([1, 2])), training_path(TALL, targets(TALL), [1, 2]))

@@ -8,6 +8,8 @@ the plain loop, which is the same to rounding and is there to lay beside it.
 Reference: Pezeshki, Mitra, Bengio, Lajoie, ICML 2022, arXiv 2112.03215, section 4.1 and lemma B.1.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
@@ -86,6 +88,7 @@ def gradient_descent(
     *,
     lr: float | int | str | Tensor = "stable",
     l2: float | int = 0.0,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Tensor:
     """The plain loop: full-batch gradient descent from zero, all data sets of a batch at once.
 
@@ -95,6 +98,7 @@ def gradient_descent(
         features, targets, l2: see `training_path`.
         times: the steps at which weights are kept, whole numbers in increasing order, (times,).
         lr: learning rate on the summed loss; "stable" is 1 / (largest eigenvalue of X^T X + l2).
+        progress: called with (steps done, all steps) at each of the times.
 
     Returns:
         Weights (..., times, features, outputs), or (..., times, features) for targets of one output.
@@ -125,6 +129,8 @@ def gradient_descent(
             weights = weights - rate * (gradient + l2 * weights)
         done = int(step)
         kept.append(weights)
+        if progress is not None:
+            progress(done, int(steps[-1]))
     return _as_given(torch.stack(kept, dim=-3), features, single)
 
 

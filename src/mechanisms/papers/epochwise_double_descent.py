@@ -239,8 +239,9 @@ LINEAR_STUDENT = Experiment(
                 better_than("end", "kappa-30", 0.02, higher=False),
             ),
             published=f"figure 2 a, b: a ResNet-18 shows it ({SOURCE})",
-            note="Five draws to a seed, learning rate 0.01; in a trial 0.374 at step 5, 0.48 at step 20. Some students diverge: the product of the layers must "
-            "reach the norm of w/s, about 164, at a curvature beyond what this rate allows; the verdict is then open.",
+            note="Five draws to a seed, learning rate 0.01; in a trial 0.374 at step 5, 0.48 at step 20. The product "
+            "of the layers must reach the norm of w/s, about 164, at a curvature beyond what this rate allows: some "
+            "students diverge, and the verdict is then open.",
         ),
         Claim(
             "... at a quarter of the rate, at which none diverges",

@@ -130,7 +130,7 @@ def run_decoupled(settings: Finite, variant: str, bench: Bench) -> dict[str, Any
     peak = descents(mean, t, min_drop=MIN_DROP).peak
     fast = t <= (peak[0] if peak else t[-1])
     _log(bench, t, error=mean)
-    metrics = {"has_peak": int(peak is not None)}
+    metrics: dict[str, Any] = {"has_peak": int(peak is not None)}
     for name in ("decoupled", "ridge"):
         gap = (learning_curve(problem, t, lr=1.0, method=name).error - mean).abs()
         metrics[f"{name}_fast_gap"] = float(gap[fast].max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mechanisms.lab import Bench, config
@@ -69,6 +70,7 @@ def run_linear(settings: Students, variant: str, bench: Bench) -> dict[str, Any]
         [slower * step for step in kept],
         settings.lr / slower,
         settings.momentum,
+        bench.progress,
     )
     stable = products.isfinite().flatten(1).all(1)
     diverged = int((~stable).sum())
@@ -105,7 +107,14 @@ def initial(settings: Students, dim: int, draws: int, generator: torch.Generator
 
 
 def linear_path(
-    x: Tensor, y: Tensor, first: Tensor, last: Tensor, kept: list[int], lr: float, momentum: float
+    x: Tensor,
+    y: Tensor,
+    first: Tensor,
+    last: Tensor,
+    kept: list[int],
+    lr: float,
+    momentum: float,
+    progress: Callable[[int, int], object] = lambda step, total: None,
 ) -> Tensor:
     """The product of both layers, (draws, kept, dim), along SGD with momentum on 1/2 |X W a - y|^2.
 
@@ -127,6 +136,7 @@ def linear_path(
         first_speed.mul_(momentum).addcmul_(force, last.mT)
         first.sub_(first_speed, alpha=lr)
         last = last - lr * last_speed
+        progress(step, kept[-1])
     return torch.stack(products, 1)
 
 
@@ -196,7 +206,7 @@ def digits_curve(settings: Students, bench: Bench) -> tuple[list[float], list[fl
     # Another class, each alike: a shift by 1 to 9.
     shift = torch.randint(1, 10, noisy.shape, generator=order)
     noisy = torch.where(wrong, (noisy + shift) % 10, noisy)
-    with seeded(int(bench.generator("weights").initial_seed())):
+    with seeded(bench.generator("weights").initial_seed()):
         model = nn.Sequential(nn.Linear(64, settings.mlp_hidden), nn.ReLU(), nn.Linear(settings.mlp_hidden, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.mlp_lr, momentum=settings.momentum)
     batches = bench.generator("batches")
