@@ -49,6 +49,9 @@ class Batch(NamedTuple):
         teacher: w, (draws, dim).
         test_features: (draws, tests, dim).
         test_targets: with the noise of training targets, (draws, tests).
+
+    >>> TeacherStudent.two_scales(30, 20, 14).sample(2).targets.shape
+    torch.Size([2, 30])
     """
 
     features: Float[Tensor, "draws samples dim"]
@@ -63,9 +66,9 @@ class LearningCurve(NamedTuple):
 
     Attributes:
         times: as given, (times,).
-        alignment: R, 1 for a perfect student, (times,), or (problems, times), or (draws, times).
+        alignment: R, 1 for a perfect student; its last dimension is time, before it stand problems or draws.
         norm: Q, the student's squared norm as seen on latent inputs, likewise.
-        error: E = 1/2 E(y - yhat)^2, likewise.
+        error: E, half the expected squared error, likewise.
 
     >>> curve = learning_curve(TeacherStudent.two_scales(), [0.0, 1e9])
     >>> [round(value, 3) + 0.0 for value in curve.error.tolist()]
@@ -73,9 +76,9 @@ class LearningCurve(NamedTuple):
     """
 
     times: Float[Tensor, " times"]
-    alignment: Float[Tensor, "*rows times"]
-    norm: Float[Tensor, "*rows times"]
-    error: Float[Tensor, "*rows times"]
+    alignment: Float[Tensor, "... times"]
+    norm: Float[Tensor, "... times"]
+    error: Float[Tensor, "... times"]
 
 
 @dataclass(frozen=True)
