@@ -210,7 +210,7 @@ def test_the_contour_reproduces_ridge_from_its_own_filter(sizes: tuple, l2: floa
     limit = as_limit([TeacherStudent.two_scales(*sizes, noise=0.3)])
     tau = 10.0 ** torch.arange(-3, 9, dtype=torch.float64)[None]
     p = l2 + 1 / tau[..., None]
-    found = order_by_contour(limit, float(tau.max()) * 1e3, lambda first, last: lambda z: z / (z + p))
+    found = order_by_contour(limit, float(tau.max()) * 1e3, 12, lambda first, last: lambda z: z / (z + p))
     expected = ridge_order(limit._replace(l2=torch.full((1,), l2, dtype=torch.float64)), tau)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)

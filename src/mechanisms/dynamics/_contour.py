@@ -27,7 +27,7 @@ ANGLE = math.pi / 4
 STEP = 0.25
 TAIL = 1e-8
 TURNS = 24
-LARGEST_BLOCK = 2**20  # entries of a kernel that are held at once
+LARGEST_BLOCK = 2**20  # entries of a kernel, or of the weights of all times, that are held at once
 
 Filter = Callable[[Complex[Tensor, "problems times nodes"]], Complex[Tensor, "problems times nodes"]]
 
@@ -86,16 +86,17 @@ def _turned(turn: int) -> complex:
     return complex(math.cos(angle), math.sin(angle))
 
 
-def order_by_contour(limit: Limit, longest: float, make_filter: Callable[[int, int], Filter]) -> Order:
+def order_by_contour(limit: Limit, longest: float, times: int, make_filter: Callable[[int, int], Filter]) -> Order:
     """Order parameters of any filter, in blocks of problems that keep the kernels small.
 
     Args:
         limit: problems whose largest scale is 1.
         longest: the latest time tau of all.
+        times: how many there are.
         make_filter: gives the filter h of the problems from the first up to the second index.
     """
     log_size = nodes(longest, 1 + float(limit.ratio.detach().max()))
-    block = max(1, LARGEST_BLOCK // len(log_size) ** 2)
+    block = max(1, LARGEST_BLOCK // (len(log_size) * max(len(log_size), times)))
     parts = []
     for first in range(0, len(limit.ratio), block):
         last = min(first + block, len(limit.ratio))
@@ -142,4 +143,4 @@ def flow_order(limit: Limit, tau: Float[Tensor, "problems times"]) -> Order:
         time, l2 = tau[first:last, :, None], scaled.l2[first:last, None, None]
         return lambda z: flow_filter(z, time, l2)
 
-    return order_by_contour(scaled, float(tau.detach().max()), make_filter)
+    return order_by_contour(scaled, float(tau.detach().max()), tau.shape[1], make_filter)

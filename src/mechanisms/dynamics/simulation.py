@@ -80,7 +80,7 @@ def simulate(
     ]
     alignment, norm, size = (torch.cat(column) for column in zip(*parts, strict=True))
     test_noise = problem.noise**2 if noisy_test else 0.0
-    return LearningCurve(steps, alignment, norm, (size + test_noise - 2 * alignment + norm) / 2)
+    return LearningCurve(steps.to(norm.device), alignment, norm, (size + test_noise - 2 * alignment + norm) / 2)
 
 
 def _simulate_block(
@@ -173,4 +173,4 @@ def order_parameters(
     norm = seen.square().sum(-1) / problem.dim
     test_noise = problem.noise**2 if noisy_test else 0.0
     error = (w.square().mean(-1, keepdim=True) + test_noise - 2 * alignment + norm) / 2
-    return LearningCurve(as_times(clock), alignment, norm, error)
+    return LearningCurve(as_times(clock).to(norm.device), alignment, norm, error)

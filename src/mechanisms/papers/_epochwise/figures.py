@@ -266,7 +266,7 @@ DECOUPLED_FIGURES = tuple(
     )
     for variant in ("figure-1", "d-200")
 )
-STUDENT_FIGURES = (curves("error", "Error of the two-layer linear student", x="step + 1", log_x=True),)
+STUDENT_FIGURES = (curves("error", "Error of the two-layer linear student", x="step", log_x=True),)
 FINDING_FIGURES = tuple(
     curves("error", title, variants=(variant,), x=x, log_x=True)
     for title, variant, x in (
