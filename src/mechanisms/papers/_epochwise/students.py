@@ -125,17 +125,18 @@ def linear_path(
 
     gram, known = x.mT @ x, x.mT @ y[..., None]
     first, last = first.clone(), last[..., None].clone()
-    first_speed, last_speed = torch.zeros_like(first), torch.zeros_like(last)
+    first_before, last_before = first.clone(), last.clone()
     products = []
     for step in range(kept[-1] + 1):
         product = first @ last
         if step == kept[len(products)]:
             products.append(product[..., 0])
         force = gram @ product - known
-        last_speed = momentum * last_speed + first.mT @ force
-        first_speed.mul_(momentum).addcmul_(force, last.mT)
-        first.sub_(first_speed, alpha=lr)
-        last = last - lr * last_speed
+        # Momentum without a buffer of its own: w + momentum (w - w before) - lr gradient, written over w before.
+        last_next = last_before.lerp(last, 1 + momentum) - lr * (first.mT @ force)
+        first_before.lerp_(first, 1 + momentum).addcmul_(force, last.mT, value=-lr)
+        first, first_before = first_before, first
+        last, last_before = last_next, last
         progress(step, kept[-1])
     return torch.stack(products, 1)
 
