@@ -147,7 +147,8 @@ def test_batches_go_on_in_the_middle_of_an_epoch(workers: int) -> None:
 
     reference = fresh()
     expected = [rows.tolist() for _ in range(2) for rows in reference]
-    assert sorted(sum(expected[:4], [])) == sorted(sum(expected[4:], [])) == list(range(10))
+    for epoch in (expected[:4], expected[4:]):
+        assert sorted(row for rows in epoch for row in rows) == list(range(10))
     assert expected[:4] != expected[4:]
     first, second = fresh(), fresh()
     seen = []
