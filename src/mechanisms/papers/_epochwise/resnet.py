@@ -145,7 +145,9 @@ def draw_map(cell: Cell) -> plotly.graph_objects.Figure:
     last = max(curve.step[-1] for found in runs.values() for curve in found)
     edges = np.geomspace(1, last + 1, 81)
     epochs = np.sqrt(edges[1:] * edges[:-1])
-    rows = [np.mean([np.interp(epochs, c.step, np.array(c.value, float)) for c in runs[name]], axis=0) for name in names]
+    rows = [
+        np.mean([np.interp(epochs, c.step, np.array(c.value, float)) for c in runs[name]], axis=0) for name in names
+    ]
     figure.add_heatmap(
         x=edges.tolist(),
         y=[plain(name) for name in names],
