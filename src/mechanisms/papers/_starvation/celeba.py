@@ -22,8 +22,8 @@ class CelebA:
     """Settings of the runs on CelebA.
 
     `path` is the folder of CelebA; without it `$MECHANISMS_DATA/celeba` is looked at. `weights` is a file with an
-    ImageNet-pretrained ResNet-50 under torchvision's names. `coefficient` is that of both penalties; `targets` are those
-    of "sd-class" for the labels 0 and 1. `workers` processes decode images.
+    ImageNet-pretrained ResNet-50 under torchvision's names. `coefficient` is that of both penalties; `targets` are
+    those of "sd-class" for the labels 0 and 1. `workers` processes decode images.
     """
 
     data: Literal["celeba", "generated"] = "celeba"

@@ -22,8 +22,8 @@ class Margins:
     """Settings of the runs on CIFAR-10 (VGG) and CIFAR-100 (pre-activation ResNet).
 
     `path10`, `hub10`, `path100` and `hub100` say where the two sets are; without them `$MECHANISMS_DATA` is looked at.
-    `milestones` are shares of the run after which the step size is divided by ten. `epsilon` and `step_size` of the attack
-    are in units of a pixel's 255 levels. `attacked` test images are attacked (0 for all).
+    Step size, `milestones` (shares of the run after which it is divided by ten) and depths are ours. `epsilon` and
+    `step_size` of the attack are in units of a pixel's 255 levels. `attacked` test images are attacked (0 for all).
     """
 
     data: Literal["cifar", "generated"] = "cifar"
