@@ -152,8 +152,8 @@ def choose(
     own = light == (labels == CAT)
     parts: list[np.ndarray] = []
     tests: dict[str, list[np.ndarray]] = {"aligned": [], "opposite": []}
+    pools: dict[tuple[int, str], np.ndarray] = {}
     for label in (0, 1):
-        pools = {}
         for name, there in (("aligned", own), ("opposite", ~own)):
             rows = generator.permutation(np.flatnonzero((labels == label) & there))
             held = round(settings.test * len(rows))
@@ -162,11 +162,13 @@ def choose(
                     f"class {label} has {len(rows)} {name} images: too few to train and test with test={settings.test}"
                 )
             tests[name].append(rows[:held])
-            pools[name] = rows[held:]
-        count = len(pools["aligned"])
-        biased = round(q * count)
-        rest = generator.permutation(np.concatenate([pools["aligned"][biased:], pools["opposite"]]))
-        parts.append(np.concatenate([pools["aligned"][:biased], rest[: count - biased]]))
+            pools[label, name] = rows[held:]
+    # Only now: how much this draws depends on q, and the test images must not.
+    for label in (0, 1):
+        aligned = pools[label, "aligned"]
+        biased = round(q * len(aligned))
+        rest = generator.permutation(np.concatenate([aligned[biased:], pools[label, "opposite"]]))
+        parts.append(np.concatenate([aligned[:biased], rest[: len(aligned) - biased]]))
     return np.concatenate(parts), {name: np.concatenate(rows) for name, rows in tests.items()}
 
 
