@@ -106,5 +106,5 @@ class _Reader(torch.utils.data.Dataset):
     def __init__(self, read: Callable[[Tensor], Any]) -> None:
         self._read = read
 
-    def __getitem__(self, rows: Tensor) -> Any:
-        return self._read(rows)
+    def __getitem__(self, index: Tensor) -> Any:
+        return self._read(index)

@@ -110,7 +110,7 @@ class ResNet(nn.Module):
         pre_activation: bool = False,
     ) -> None:
         super().__init__()
-        block = Bottleneck if depth >= 50 else Block
+        block: type[Block | Bottleneck] = Bottleneck if depth >= 50 else Block
         self.conv1 = (
             nn.Conv2d(3, width, 3, 1, 1, bias=False) if stem == "small" else nn.Conv2d(3, width, 7, 2, 3, bias=False)
         )
@@ -118,14 +118,16 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(out if pre_activation else width)
         self.maxpool = nn.Identity() if stem == "small" else nn.MaxPool2d(3, 2, 1)
         self.pre_activation = pre_activation
+        groups: list[nn.Sequential] = []
         channels = width
         for group, count in enumerate(BLOCKS[depth]):
-            layers = []
+            layers: list[nn.Module] = []
             for number in range(count):
                 stride = 2 if group and not number else 1
                 layers.append(block(channels, width << group, stride, pre_activation))
                 channels = (width << group) * block.expansion
-            setattr(self, f"layer{group + 1}", nn.Sequential(*layers))
+            groups.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = groups
         self.fc = nn.Linear(out, num_outputs)
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch outputs"]:
@@ -164,6 +166,13 @@ class Normalised(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch outputs"]:
         """Logits of images in [0, 1]."""
         return self.network((x - self.mean) / self.std)
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a network to a device, there in the memory layout in which its convolutions are fastest."""
+    model.to(device)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
 
 def load_weights(model: nn.Module, path: str, head: str = "fc.") -> None:

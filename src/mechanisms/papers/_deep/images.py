@@ -49,7 +49,7 @@ def run(settings: Pets, variant: str, bench: Bench) -> dict[str, Any]:
 
     from mechanisms._base.seeds import seeded, stream_seed
     from mechanisms.lab.training import train
-    from mechanisms.papers._vision import CIFAR, Normalised, ResNet, in_memory, on_device, outputs
+    from mechanisms.papers._vision import CIFAR, Normalised, ResNet, in_memory, on_device, outputs, place
 
     images, labels, light = load(settings, bench)
     chosen, tests = choose(labels, light, 0.0 if variant == "unbiased" else settings.q, settings, bench.numpy("choice"))
@@ -60,8 +60,7 @@ def run(settings: Pets, variant: str, bench: Bench) -> dict[str, Any]:
     rows = torch.from_numpy(chosen).to(device)
     with seeded(stream_seed(bench.seed, "weights")):
         model = Normalised(ResNet(settings.depth, 1, width=settings.width), CIFAR)
-    if device.type == "cuda":
-        model = model.to(device, memory_format=torch.channels_last)
+    place(model, device)
     batches = in_memory(pixels[rows], y[rows], settings.batch_size, bench.seed, augment=True)
     steps = settings.epochs * len(batches)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
@@ -74,8 +73,8 @@ def run(settings: Pets, variant: str, bench: Bench) -> dict[str, Any]:
     def evaluate(network: nn.Module) -> dict[str, float]:
         found = {}
         for name, part in tests.items():
-            place = torch.from_numpy(part).to(device)
-            found[f"{name}_accuracy"] = float(((outputs(network, pixels[place])[:, 0] > 0) == y[place]).float().mean())
+            shown = torch.from_numpy(part).to(device)
+            found[f"{name}_accuracy"] = float(((outputs(network, pixels[shown])[:, 0] > 0) == y[shown]).float().mean())
         bench.log(len(bench.curves.get("opposite_accuracy", ([], []))[0]) + 1, **found)
         return {}
 
@@ -114,7 +113,8 @@ def load(settings: Pets, bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarr
         damaged = np.isnan(level)
         if damaged.any():
             bench.note(
-                f"{damaged.sum()} files could not be decoded and were left out, {found.x[damaged][0]} for example"
+                f"{damaged.sum()} of {len(found)} files could not be decoded and were left out, "
+                f"{found.x[damaged][0]} for example"
             )
         split, level, whole = found.take(~damaged), level[~damaged], None
     low, high = np.quantile(level, [0.5 - settings.margin / 2, 0.5 + settings.margin / 2])

@@ -47,7 +47,7 @@ def run(settings: NoisyCifar, variant: str, bench: Bench) -> dict[str, Any]:
     from mechanisms._base.seeds import seeded, stream_seed
     from mechanisms.lab.data.cifar import cifar10
     from mechanisms.lab.training import train
-    from mechanisms.papers._vision import ResNet, generated_images, in_memory, on_device, outputs, thin
+    from mechanisms.papers._vision import ResNet, generated_images, in_memory, on_device, outputs, place, thin
 
     if settings.data == "generated":
         splits = generated_images(96, 48, 10, bench.seed)
@@ -60,8 +60,7 @@ def run(settings: NoisyCifar, variant: str, bench: Bench) -> dict[str, Any]:
     y, test_y = (torch.from_numpy(part).to(device) for part in (labels, splits.test.y))
     with seeded(stream_seed(bench.seed, "weights")):
         model = ResNet(18, 10, width=settings.width)
-    if device.type == "cuda":
-        model = model.to(device, memory_format=torch.channels_last)
+    place(model, device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=DECAYS[variant])
     batches = in_memory(x, y, settings.batch_size, bench.seed, augment=True)
     epoch_steps = len(batches)

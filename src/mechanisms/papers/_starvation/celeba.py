@@ -51,7 +51,7 @@ def run(settings: CelebA, variant: str, bench: Bench) -> dict[str, Any]:
     from mechanisms.dynamics.starvation import SpectralDecouplingLoss
     from mechanisms.lab.batches import Batches
     from mechanisms.lab.training import train
-    from mechanisms.papers._vision import IMAGENET, Normalised, ResNet, load_weights
+    from mechanisms.papers._vision import IMAGENET, Normalised, ResNet, load_weights, place
 
     splits = load(settings, bench)
     with seeded(stream_seed(bench.seed, "weights")):
@@ -61,8 +61,7 @@ def run(settings: CelebA, variant: str, bench: Bench) -> dict[str, Any]:
     bench.precision = settings.precision
     device = bench.fabric.device
     model = Normalised(network, IMAGENET)
-    if device.type == "cuda":
-        model = model.to(device, memory_format=torch.channels_last)
+    place(model, device)
     if variant == "erm-sgd":
         optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
     else:
@@ -168,7 +167,7 @@ def predict(network: nn.Module, split: Split, settings: CelebA, bench: Bench) ->
 
     rows = list(np.array_split(np.arange(len(split)), max(1, len(split) // 256)))
     loader = torch.utils.data.DataLoader(
-        Decoded(split, settings.size),
+        Decoded(split, settings.size),  # pyrefly: ignore[bad-argument-type]
         sampler=rows,  # pyrefly: ignore[bad-argument-type]
         batch_size=None,
         num_workers=settings.workers,

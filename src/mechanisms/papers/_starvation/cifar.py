@@ -56,7 +56,7 @@ def run(settings: Margins, variant: str, bench: Bench) -> dict[str, Any]:
     from mechanisms._base.seeds import seeded, stream_seed
     from mechanisms.dynamics.starvation import SpectralDecouplingLoss
     from mechanisms.lab.training import train
-    from mechanisms.papers._vision import CIFAR, Normalised, ResNet, attack, in_memory, on_device, outputs, vgg
+    from mechanisms.papers._vision import CIFAR, Normalised, ResNet, attack, in_memory, on_device, outputs, place, vgg
 
     kind, method = variant.split("-")
     splits = load(settings, kind, bench)
@@ -70,8 +70,7 @@ def run(settings: Margins, variant: str, bench: Bench) -> dict[str, Any]:
         else:
             network = ResNet(settings.depth_resnet, CLASSES[kind], width=settings.width, pre_activation=True)
     model = Normalised(network, CIFAR)
-    if device.type == "cuda":
-        model = model.to(device, memory_format=torch.channels_last)
+    place(model, device)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
