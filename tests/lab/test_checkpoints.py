@@ -1,5 +1,8 @@
 """A run that was killed goes on from its checkpoint and ends with the bits of one that was not."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -175,3 +178,62 @@ def test_processes_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK")
     whole = [rows.tolist() for rows in Batches(9, 4, 1, rows_of)][:2]  # the ninth would leave one process idle
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(rows) for rows in whole]
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from mechanisms._base.seeds import seeded
+from mechanisms.lab.batches import Batches
+from mechanisms.lab.bench import Bench
+from mechanisms.lab.together import rank
+from mechanisms.lab.training import train
+
+cache, kill, out = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+bench = Bench(1, owner="toy/two", cache=cache)
+make = bench.checkpoint
+bench.checkpoint = lambda key: make(key, seconds=0)
+with seeded(0):
+    x = torch.randn(40, 5)
+    y = x.sum(1, keepdim=True)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+torch.manual_seed(rank())
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+seen = []
+
+def loss(network, rows):
+    seen.append(rows)
+    if len(seen) == kill:
+        sys.exit(3)
+    return (network(x[rows]) - y[rows]).square().mean()
+
+train(bench, model, optimizer, Batches(40, 8, 1, lambda rows: rows), loss, steps=12, every=3, checkpoint="two")
+if rank() == 0:
+    torch.save({"weights": torch.cat([p.flatten() for p in model.parameters()]), "steps": len(seen)}, out)
+bench.close()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_train_together_go_on_together(tmp_path: Path) -> None:
+    """Each with its own random state; two processes under torchrun, killed and started again."""
+    (tmp_path / "two.py").write_text(SCRIPT)
+
+    def torchrun(cache: str, kill: int) -> dict | None:
+        words = ["--standalone", "--nproc-per-node=2", str(tmp_path / "two.py"), str(tmp_path / cache), str(kill)]
+        command = [sys.executable, "-m", "torch.distributed.run", *words, str(tmp_path / "out.pt")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+        assert (done.returncode == 0) == (kill == 0), done.stderr[-2000:]
+        return torch.load(tmp_path / "out.pt", weights_only=True) if kill == 0 else None
+
+    whole = torchrun("first", 0)
+    assert torchrun("second", 8) is None
+    assert len(list((tmp_path / "second").glob("*.checkpoint"))) == 1
+    again = torchrun("second", 0)
+    assert whole is not None
+    assert again is not None
+    assert (whole["steps"], again["steps"]) == (12, 6)
+    assert torch.equal(whole["weights"], again["weights"])
+    assert list((tmp_path / "second").iterdir()) == []

@@ -93,6 +93,7 @@ def train(
             "mechanisms.lab.batches.Batches, or leave checkpoint out"
         )
     fabric = bench.fabric
+    parts["precision"] = fabric.strategy.precision  # half precision has a scale of its own
     wrapped, optimizer = fabric.setup(model, optimizer)
     if isinstance(batches, torch.utils.data.DataLoader):
         batches = fabric.setup_dataloaders(batches)

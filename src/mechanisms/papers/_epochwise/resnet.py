@@ -151,10 +151,13 @@ def draw_map(cell: Cell) -> plotly.graph_objects.Figure:
         x=edges.tolist(),
         y=[plain(name) for name in names],
         z=np.round(rows, 4).tolist(),
+        zmin=float(np.nanmin(rows)),
+        zmax=2 * float(np.nanmin(rows)),  # the first epochs would take all the colours
         colorscale="Viridis",
         colorbar={"title": "test error"},
         hovertemplate="%{y}, epoch %{x:.0f}: %{z:.3f}<extra></extra>",
     )
+    figure.update_yaxes(type="category")
     return figure
 
 
@@ -210,8 +213,8 @@ EXPERIMENT = Experiment(
             "Figure 2 a of the paper on four strengths. Weak: down, up, down again; middle: no second descent; strong: "
             "neither.",
         ),
-        curves("test_error", "Test error over training", x="epoch", log_x=True),
-        curves("train_error", "Error on the noisy training labels", x="epoch", log_x=True),
+        curves("test_error", "Test error over training", variants=tuple(DECAYS), x="epoch", log_x=True),
+        curves("train_error", "Error on the noisy training labels", variants=tuple(DECAYS), x="epoch", log_x=True),
     ),
     seeds=5,
 )

@@ -229,7 +229,7 @@ def draw_map(cell: Cell) -> plotly.graph_objects.Figure:
         colorbar={"title": "score"},
     )
     figure.update_xaxes(type="category")
-    figure.update_yaxes(type="category")
+    figure.update_yaxes(type="category", autorange="reversed")  # as the samples are laid out
     return figure
 
 
@@ -268,7 +268,12 @@ CLAIM = "The best score over the grid is reached with a negative momentum of the
 FIGURES = (
     Figure("Best score over the grid", draw_map, "Mean over seeds of the best score during training."),
     Figure("Samples", draw_samples, "One seed, at the end of training."),
-    curves("score", "Score over training", x="iteration"),
+    curves(
+        "score",
+        "Score over training, discriminator's step size 1e-4",
+        variants=tuple(variant for variant in GRID if variant.endswith("1e-4")),
+        x="iteration",
+    ),
 )
 
 
