@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, Claim, Experiment, all_of, at_least, config
@@ -73,10 +74,6 @@ def run(settings: CelebA, variant: str, bench: Bench) -> dict[str, Any]:
     else:
         targets = torch.tensor(settings.targets, device=device)
         criterion = SpectralDecouplingLoss(settings.coefficient, target=targets, per_class=True)
-    labels = torch.from_numpy(splits.train.y)
-
-    def read(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return decode(splits.train, rows.numpy(), settings.size), labels[rows]
 
     def finish(batch: tuple[Tensor, Tensor], _: torch.Generator) -> tuple[Tensor, Tensor]:
         images, y = (part.to(device, non_blocking=True) for part in batch)
@@ -86,7 +83,7 @@ def run(settings: CelebA, variant: str, bench: Bench) -> dict[str, Any]:
         len(splits.train),
         settings.batch_size,
         bench.seed,
-        read,
+        partial(read, splits.train, settings.size),
         finish=finish,
         device=device,
         workers=settings.workers,
@@ -146,6 +143,13 @@ def load(settings: CelebA, bench: Bench) -> Splits:
         parts.append(Split(x.astype(np.uint8), y, attribute=attribute))
         parts[-1].attribute[:4] = (0, 0, 1, 1)
     return Splits(*parts)
+
+
+def read(split: Split, size: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch; here and not in `run`, so that it can be sent to workers."""
+    import torch
+
+    return decode(split, rows.numpy(), size), torch.from_numpy(split.y)[rows]
 
 
 def decode(split: Split, rows: np.ndarray, size: int) -> Tensor:
