@@ -298,7 +298,6 @@ def _experiment(name: str, description: str, paper: Gan, note: str) -> Experimen
             ),
         ),
         figures=FIGURES,
-        seeds=5,
     )
 
 
