@@ -87,7 +87,7 @@ def check_rate(lr: Float[Tensor, "*#batch"], largest: Float[Tensor, "*batch"], l
     Raises:
         ValueError: the rate is not below that limit.
     """
-    limit = float((2 / (largest + l2)).min())
+    limit = float((2 / (largest.detach() + l2)).min())
     if bool((lr * (largest + l2) >= 2).any()):
         raise ValueError(
             f"lr={float(lr.max()):.6g} makes gradient descent diverge: it must be below 2 / (largest eigenvalue of "

@@ -31,6 +31,7 @@ from mechanisms.papers._epochwise.finite import (
     run_decoupled,
     run_weight_decay,
 )
+from mechanisms.papers._epochwise.resnet import EXPERIMENT as RESNET
 from mechanisms.papers._epochwise.settings import SLICES
 from mechanisms.papers._epochwise.students import LINEAR, Students, run_findings, run_linear
 from mechanisms.papers._epochwise.theory import FEATURES, Closed, run_attribution, run_ridge_reading
@@ -322,5 +323,6 @@ paper = Paper(
         DECOUPLED_FORMULA,
         LINEAR_STUDENT,
         OTHER_NETWORKS,
+        RESNET,
     ),
 )

@@ -1,0 +1,1 @@
+"""The runs of the deep learning dynamics recipe, one file per question."""
