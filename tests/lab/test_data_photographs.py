@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mechanisms.lab.data.celeba import celeba
 from mechanisms.lab.data.cifar import cifar10, cifar100, read_cifar
 from mechanisms.lab.data.folders import brightness, image_folder, read_image, read_images
+from mechanisms.lab.data.portraits import celeba
 from mechanisms.lab.paper import NotHere
 from tests.lab.photographs import write_celeba, write_cifar10, write_cifar100, write_pets
 

@@ -120,7 +120,7 @@ def _cifar(name: str, path: str | Path | None, hub: str, label: str, num_validat
     elif path is not None and Path(path).suffix.lower() == ".npz":
         arrays, source = _npz(name, Path(path).expanduser()), str(path)
     else:
-        folder = _folder(name, path)
+        folder = find_cifar(name, path)
         label_bytes = 1 if name == "cifar-10" else 2
         train, test = FILES[name]
         images, labels = zip(*(read_cifar(folder / file, label_bytes) for file in train), strict=True)
@@ -136,7 +136,12 @@ def _cifar(name: str, path: str | Path | None, hub: str, label: str, num_validat
     return Splits(train_split.take(slice(0, middle)), train_split.take(slice(middle, None)), splits["test"])
 
 
-def _folder(name: str, path: str | Path | None) -> Path:
+def find_cifar(name: str, path: str | Path | None = None) -> Path:
+    """The folder with the binary version of "cifar-10" or "cifar-100"; see `cifar10`.
+
+    Raises:
+        NotHere: it is in none of the places.
+    """
     given = [Path(path).expanduser()] if path is not None else data_folders(name)
     folders = [place for folder in given for place in (folder, folder / INNER[name])]
     train, test = FILES[name]

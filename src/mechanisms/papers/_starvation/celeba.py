@@ -127,7 +127,7 @@ def load(settings: CelebA, bench: Bench) -> Splits:
     import numpy as np
 
     if settings.data == "celeba":
-        from mechanisms.lab.data.celeba import celeba
+        from mechanisms.lab.data.portraits import celeba
 
         return celeba(settings.path or None)
     from mechanisms.lab.data import Split, Splits

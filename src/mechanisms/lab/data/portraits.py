@@ -43,15 +43,7 @@ def celeba(path: str | Path | None = None, *, target: str = "Blond_Hair", attrib
     ...     print(str(missing).split(";")[0])
     CelebA is not here: looked for list_attr_celeba.txt in nowhere
     """
-    folders = [Path(path).expanduser()] if path is not None else data_folders("celeba")
-    for folder in folders:
-        attributes, partition = _find(folder, ATTRIBUTES, "Anno"), _find(folder, PARTITION, "Eval")
-        images = next((p for p in (folder / IMAGES / IMAGES, folder / IMAGES) if p.is_dir()), None)
-        if attributes and partition and images:
-            break
-    else:
-        looked = ", ".join(map(str, folders))
-        raise NotHere(f"CelebA is not here: looked for {ATTRIBUTES}.txt in {looked}; {GET}")
+    attributes, partition, images = find_celeba(path)
     names, columns = _attributes(attributes, (target, attribute))
     parts = _partition(partition)
     if missing := [name for name in names if name not in parts]:
@@ -63,6 +55,22 @@ def celeba(path: str | Path | None = None, *, target: str = "Blond_Hair", attrib
     part = np.array([parts[name] for name in names])
     whole = Split(np.array([str(images / name) for name in names]), columns[0], attribute=columns[1])
     return Splits(*(whole.take(part == number) for number in range(len(PARTS))))
+
+
+def find_celeba(path: str | Path | None = None) -> tuple[Path, Path, Path]:
+    """The two lists and the folder of images; see `celeba`.
+
+    Raises:
+        NotHere: they are in none of the places.
+    """
+    folders = [Path(path).expanduser()] if path is not None else data_folders("celeba")
+    for folder in folders:
+        attributes, partition = _find(folder, ATTRIBUTES, "Anno"), _find(folder, PARTITION, "Eval")
+        images = next((p for p in (folder / IMAGES / IMAGES, folder / IMAGES) if p.is_dir()), None)
+        if attributes and partition and images:
+            return attributes, partition, images
+    looked = ", ".join(map(str, folders))
+    raise NotHere(f"CelebA is not here: looked for {ATTRIBUTES}.txt in {looked}; {GET}")
 
 
 def _find(folder: Path, name: str, inner: str) -> Path | None:
