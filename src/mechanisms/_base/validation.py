@@ -3,6 +3,7 @@
 import math
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -24,7 +25,9 @@ def as_finite(values: Tensor | ArrayLike, name: str, *, dtype: torch.dtype | Non
     tensor([1., 2.])
     """
     try:
-        tensor = torch.as_tensor(values)
+        # Python's numbers have double precision: they are not to pass through torch's default type on the way to it.
+        plain = dtype is not None and not isinstance(values, Tensor | np.ndarray | np.generic)
+        tensor = torch.as_tensor(values if not plain else np.asarray(values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be a tensor or an array of numbers, got {type(values).__name__}: {error}"
