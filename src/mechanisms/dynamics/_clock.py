@@ -80,9 +80,7 @@ class Table:
         scale = torch.maximum(kappa, low)  # w is smooth on the scale of kappa, and of what lies between 0 and f0
         first, last = (low / scale).asinh(), (high / scale).asinh()
         count = [math.ceil(max(1.0, float(span.max()) / PANEL)) for span in (last - first, high - low)]
-        curved, even = (
-            torch.linspace(0, 1, number + 1, dtype=start.dtype, device=start.device) for number in count
-        )
+        curved, even = (torch.linspace(0, 1, number + 1, dtype=start.dtype, device=start.device) for number in count)
         ends = torch.cat([(first + (last - first) * curved).sinh() * scale, low + (high - low) * even], dim=1)
         ends = ends.clamp(low, high).sort(dim=1).values
         steps = integral(speed.density, ends[:, :-1], ends[:, 1:], kappa)
@@ -142,7 +140,8 @@ class _Elapsed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,) = grads
         margins, start = ctx.saved_tensors
         table: Table = ctx.table
         density = table.speed.density
@@ -164,7 +163,8 @@ class _Reached(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,) = grads
         margins, start = ctx.saved_tensors
         table: Table = ctx.table
         density = table.speed.density
@@ -224,7 +224,8 @@ class _Relation(torch.autograd.Function):
         return s
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
         s, k = ctx.saved_tensors
         by_total = grad / (1 + k * s.exp())
         return by_total, -by_total * s.expm1()

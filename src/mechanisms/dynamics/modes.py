@@ -16,7 +16,7 @@ Networks", 2018, arXiv:1809.06848.
 >>> hinge = time_to_margin(mode, 1.0, loss="hinge")
 >>> cross_entropy = time_to_confidence(mode, [0.6, 0.9, 0.99, 0.999])
 >>> [round(float(t), 2) for t in (hinge, *cross_entropy)]
-[5.35, 9.37, 16.52, 40.96, 186.02]
+[5.35, 9.38, 16.52, 40.95, 186.02]
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice
+from mechanisms.dynamics._checks import refuse
 from mechanisms.dynamics._clock import LARGEST, elapsed, reached, solve_relation
 from mechanisms.dynamics._expi import expi
 
@@ -47,7 +48,7 @@ class Mode:
         norm: r > 0, the norm of its inputs.
         initial_margin: f0, the label times the network's output (the logit) at time 0. Above 0 where all layers are
             balanced; at or below 0 the mode would stay at, or fall into, the saddle for ever.
-        imbalance: C >= 0, conserved; 0 where every unit has `w.x = r z`. Two layers only; see `imbalance` for its value.
+        imbalance: C >= 0, conserved; 0 where every unit has `w.x = r z`. Two layers only; `imbalance` computes it.
         depth: L >= 1, the number of layers; 1 is logistic regression. One number for the whole batch.
 
     Raises:
@@ -57,25 +58,25 @@ class Mode:
     torch.Size([2])
     """
 
-    frequency: float | Tensor
-    norm: float | Tensor
-    initial_margin: float | Tensor
-    imbalance: float | Tensor = 0.0
+    frequency: Tensor | ArrayLike
+    norm: Tensor | ArrayLike
+    initial_margin: Tensor | ArrayLike
+    imbalance: Tensor | ArrayLike = 0.0
     depth: int = 2
 
     def __post_init__(self) -> None:
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
             raise ValueError(f"depth={self.depth!r}: it must be a whole number of layers, 1 or more")
         p, r, f0, c = self.fields()
-        _refuse(~((p > 0) & (p <= 1)), p, "frequency", "it is a fraction of the samples, in (0, 1]")
-        _refuse(r <= 0, r, "norm", "it must be above 0")
-        _refuse(c < 0, c, "imbalance", "C is a square root, 0 or more")
-        _refuse(f0 > LARGEST, f0, "initial_margin", f"it must be at most {LARGEST:g}")
+        refuse(~((p > 0) & (p <= 1)), p, "frequency", "it is a fraction of the samples, in (0, 1]")
+        refuse(r <= 0, r, "norm", "it must be above 0")
+        refuse(c < 0, c, "imbalance", "C is a square root, 0 or more")
+        refuse(f0 > LARGEST, f0, "initial_margin", f"it must be at most {LARGEST:g}")
         if self.depth != 2:
-            _refuse(c > 0, c, "imbalance", f"only depth 2 has it, and depth is {self.depth}; leave it at 0")
+            refuse(c > 0, c, "imbalance", f"only depth 2 has it, and depth is {self.depth}; leave it at 0")
         if self.depth > 1:
             stuck = "with imbalance 0 the mode stays at the saddle for ever: give a margin above 0, or its imbalance"
-            _refuse((c == 0) & (f0 <= 0), f0, "initial_margin", stuck)
+            refuse((c == 0) & (f0 <= 0), f0, "initial_margin", stuck)
 
     def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Frequency, norm, initial margin and imbalance as float64 tensors of one shape."""
@@ -120,10 +121,12 @@ def imbalance(activity: Tensor | ArrayLike, margin: Tensor | ArrayLike, norm: Te
         as_finite(value, name, dtype=torch.float64)
         for value, name in ((activity, "activity"), (margin, "margin"), (norm, "norm"))
     )
-    _refuse(r <= 0, r, "norm", "it must be above 0")
+    refuse(r <= 0, r, "norm", "it must be above 0")
     least = 2 * r * f.abs()
     s, least = torch.broadcast_tensors(s, least)
-    _refuse(s < least * (1 - 1e-12), s, "activity", "S is at least 2 r |margin|, so C^2 < 0: no network is in this state")
+    refuse(
+        s < least * (1 - 1e-12), s, "activity", "S is at least 2 r |margin|, so C^2 < 0: no network is in this state"
+    )
     return ((s - least).clamp(min=0) * (s + least)).sqrt()
 
 
@@ -148,11 +151,11 @@ def margin_curve(mode: Mode, times: Tensor | ArrayLike, *, loss: Loss = "cross_e
     >>> margin_curve(mode, [0.0, 2.0, 4.0], loss="hinge")
     tensor([0.0100, 0.5460, 1.0000], dtype=torch.float64)
     >>> margin_curve(mode, [0.0, 2.0, 4.0, 1000.0])
-    tensor([0.0100, 0.0730, 0.5083, 9.8312], dtype=torch.float64)
+    tensor([0.0100, 0.0716, 0.4311, 9.7443], dtype=torch.float64)
     """
     check_choice(loss, "loss", LOSSES)
     fields, t, shape = _laid_out(mode, times, "times")
-    _refuse(t < 0, t, "times", "they start at 0")
+    refuse(t < 0, t, "times", "they start at 0")
     curve = _hinge_margin(mode.depth, *fields, t) if loss == "hinge" else _entropy_margin(mode.depth, *fields, t)
     return curve.reshape(shape)
 
@@ -164,7 +167,7 @@ def error_curve(mode: Mode, times: Tensor | ArrayLike, *, loss: Loss = "cross_en
 
     >>> mode = Mode(frequency=0.5, norm=2.0, initial_margin=0.01)
     >>> [round(float(e), 3) for e in error_curve(mode, [0.0, 5.0, 50.0])]
-    [0.498, 0.226, 0.003]
+    [0.498, 0.297, 0.002]
     """
     return torch.sigmoid(-margin_curve(mode, times, loss=loss))
 
@@ -191,7 +194,7 @@ def time_to_margin(mode: Mode, margin: Tensor | ArrayLike, *, loss: Loss = "cros
     """
     check_choice(loss, "loss", LOSSES)
     fields, f, shape = _laid_out(mode, margin, "margin")
-    _refuse(f > LARGEST, f, "margin", f"it must be at most {LARGEST:g}")
+    refuse(f > LARGEST, f, "margin", f"it must be at most {LARGEST:g}")
     f0 = fields[2][:, None]
     there = f <= f0
     goal = torch.where(there, f0, f)
@@ -218,11 +221,13 @@ def time_to_confidence(mode: Mode, confidence: Tensor | ArrayLike, *, loss: Loss
     2.0
     """
     c = as_finite(confidence, "confidence", dtype=torch.float64)
-    _refuse((c <= 0) | (c >= 1), c, "confidence", "it must lie in (0, 1)")
+    refuse((c <= 0) | (c >= 1), c, "confidence", "it must lie in (0, 1)")
     return time_to_margin(mode, torch.logit(c), loss=loss)
 
 
-def _laid_out(mode: Mode, values: Tensor | ArrayLike, name: str) -> tuple[tuple[Tensor, ...], Tensor, torch.Size]:
+def _laid_out(
+    mode: Mode, values: Tensor | ArrayLike, name: str
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, torch.Size]:
     """The mode's fields as (modes,), the values as (modes, values), and the shape of the result."""
     fields = mode.fields()
     shape = fields[0].shape
@@ -241,16 +246,8 @@ def _laid_out(mode: Mode, values: Tensor | ArrayLike, name: str) -> tuple[tuple[
     if not v.ndim:
         v = v.reshape(1)
     rows = v.expand(*shape, v.shape[-1]).reshape(fields[0].numel(), v.shape[-1])
-    return tuple(field.reshape(-1) for field in fields), rows, result
-
-
-def _refuse(bad: Tensor, values: Tensor, name: str, why: str) -> None:
-    """Raise with the first value that is out of range, and its place in a batch."""
-    if bool(bad.any()):
-        place = tuple(int(i) for i in bad.nonzero()[0])
-        where = f" at {place}" if place else ""
-        value = float(values.expand(bad.shape)[place])
-        raise ValueError(f"{name}={value:g}{where}: {why}")
+    p, r, f0, c = (field.reshape(-1) for field in fields)
+    return (p, r, f0, c), rows, result
 
 
 Fields = Float[Tensor, " modes"]
