@@ -139,7 +139,7 @@ class _Elapsed(torch.autograd.Function):
         return table.at(margins)
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # pyrefly: ignore[bad-override]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (grad,) = grads
         margins, start = ctx.saved_tensors
@@ -162,7 +162,7 @@ class _Reached(torch.autograd.Function):
         return margins
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # pyrefly: ignore[bad-override]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (grad,) = grads
         margins, start = ctx.saved_tensors

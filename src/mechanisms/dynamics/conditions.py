@@ -133,7 +133,7 @@ class InitialisationReport:
         if not self.holds:
             unit, what = next(iter(self.broken.items()))
             raise ValueError(
-                f"H2 does not hold: {len(self.broken)} of {len(self.classes)} units break it, the first is unit {unit}: "
+                f"H2 does not hold: {len(self.broken)} of {len(self.classes)} units break it, first unit {unit}: "
                 f"{what}. mode_initialisation draws weights that satisfy it; GradientFlow simulates those that do not"
             )
 
