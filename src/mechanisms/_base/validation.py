@@ -3,13 +3,11 @@
 import math
 from typing import Any, SupportsFloat
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def as_finite(values: Tensor | ArrayLike, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
+def as_finite(values: Any, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of finite floating-point numbers from what users pass: a tensor, an array or nested numbers.
 
     Args:
@@ -25,9 +23,9 @@ def as_finite(values: Tensor | ArrayLike, name: str, *, dtype: torch.dtype | Non
     tensor([1., 2.])
     """
     try:
-        # Python's numbers have double precision: they are not to pass through torch's default type on the way to it.
-        plain = dtype is not None and not isinstance(values, Tensor | np.ndarray | np.generic)
-        tensor = torch.as_tensor(values if not plain else np.asarray(values))
+        # Python's numbers are in double precision; without a type torch would read them in single.
+        plain = isinstance(values, float | list | tuple)
+        tensor = torch.as_tensor(values, dtype=dtype if plain else None)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be a tensor or an array of numbers, got {type(values).__name__}: {error}"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite
+
+# What users pass where one number or many are asked for.
+Values = Tensor | np.ndarray | np.generic | Sequence[Any] | float | int
 
 
 def refuse(bad: Tensor, values: Tensor, name: str, why: str) -> None:
@@ -19,9 +25,7 @@ def refuse(bad: Tensor, values: Tensor, name: str, why: str) -> None:
         raise ValueError(f"{name}={value:g}{where}: {why}")
 
 
-def labelled(
-    X: Tensor | ArrayLike, y: Tensor | ArrayLike
-) -> tuple[Float[Tensor, "samples features"], Float[Tensor, " samples"]]:
+def labelled(X: Values, y: Values) -> tuple[Float[Tensor, "samples features"], Float[Tensor, " samples"]]:
     """Inputs and labels as float64, checked: two dimensions, one label +1 or -1 for each sample.
 
     >>> labelled([[1, 2]], [-1])

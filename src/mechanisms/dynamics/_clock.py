@@ -35,15 +35,16 @@ class Speed:
 
     def at(self, u: Tensor, kappa: Tensor) -> Tensor:
         """w(u)."""
-        return (kappa.square() + u.square()).sqrt() if self.power == 1 else u.pow(self.power)
+        return torch.hypot(kappa.expand_as(u), u) if self.power == 1 else u.pow(self.power)
 
     def density(self, u: Tensor, kappa: Tensor) -> Tensor:
         """dtau/du = (1 + e^u) / w(u)."""
         return (1 + u.exp()) / self.at(u, kappa)
 
     def slope(self, u: Tensor, kappa: Tensor) -> Tensor:
-        """How dtau/du changes with kappa, divided by -kappa: (1 + e^u) / w(u)^3."""
-        return (1 + u.exp()) / self.at(u, kappa).pow(3)
+        """How dtau/du falls with kappa: kappa (1 + e^u) / w(u)^3."""
+        w = self.at(u, kappa)
+        return (1 + u.exp()) * (kappa / w / w / w)
 
 
 def integral(
@@ -114,12 +115,12 @@ class Table:
         return guess
 
     def sensitivity(self, margins: Float[Tensor, "modes times"]) -> Float[Tensor, "modes times"]:
-        """How the time at a margin falls with kappa: kappa times the integral of (1 + e^u) / w^3."""
+        """How the time at a margin falls with kappa: the integral of kappa (1 + e^u) / w^3."""
         steps = integral(self.speed.slope, self.margins[:, :-1], self.margins[:, 1:], self.kappa)
         whole = torch.cat([torch.zeros_like(steps[:, :1]), steps.cumsum(dim=1)], dim=1)
         panel = self._panel(self.margins, margins)
         part = integral(self.speed.slope, self.margins.gather(1, panel), margins, self.kappa)
-        return self.kappa * (whole.gather(1, panel) + part)
+        return whole.gather(1, panel) + part
 
     @staticmethod
     def _panel(ends: Tensor, values: Tensor) -> Tensor:
@@ -139,8 +140,10 @@ class _Elapsed(torch.autograd.Function):
         return table.at(margins)
 
     @staticmethod
-    @once_differentiable  # pyrefly: ignore[bad-override]
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(  # pyrefly: ignore[bad-override]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         (grad,) = grads
         margins, start = ctx.saved_tensors
         table: Table = ctx.table
@@ -162,8 +165,10 @@ class _Reached(torch.autograd.Function):
         return margins
 
     @staticmethod
-    @once_differentiable  # pyrefly: ignore[bad-override]
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(  # pyrefly: ignore[bad-override]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
         (grad,) = grads
         margins, start = ctx.saved_tensors
         table: Table = ctx.table

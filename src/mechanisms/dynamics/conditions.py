@@ -15,11 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite
-from mechanisms.dynamics._checks import labelled
+from mechanisms.dynamics._checks import Values, labelled
 
 ROWS = 2048  # of the Gram matrix at a time
 
@@ -61,7 +60,7 @@ class SeparabilityReport:
             )
 
 
-def check_separability(X: Tensor | ArrayLike, y: Tensor | ArrayLike) -> SeparabilityReport:
+def check_separability(X: Values, y: Values) -> SeparabilityReport:
     """Whether data satisfy H1, with the pairs that come nearest to breaking it or break it worst.
 
     Args:
@@ -88,7 +87,7 @@ def check_separability(X: Tensor | ArrayLike, y: Tensor | ArrayLike) -> Separabi
     return SeparabilityReport(least[0] > 0 >= most[0], least[0], most[0], least[1], most[1])
 
 
-def unit_activity(W: Tensor | ArrayLike, X: Tensor | ArrayLike, y: Tensor | ArrayLike) -> Tensor:
+def unit_activity(W: Values, X: Values, y: Values) -> Tensor:
     """On what share of each class a hidden unit is active (w.x > 0).
 
     Args:
@@ -138,9 +137,7 @@ class InitialisationReport:
             )
 
 
-def check_initialisation(
-    W: Tensor | ArrayLike, z: Tensor | ArrayLike, X: Tensor | ArrayLike, y: Tensor | ArrayLike
-) -> InitialisationReport:
+def check_initialisation(W: Values, z: Values, X: Values, y: Values) -> InitialisationReport:
     """Whether weights satisfy H2 on data.
 
     Args:

@@ -28,20 +28,17 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mechanisms._base.validation import as_finite, check_number
-from mechanisms.dynamics._checks import labelled
+from mechanisms.dynamics._checks import Values, labelled
 from mechanisms.dynamics.conditions import check_initialisation, check_separability
 from mechanisms.dynamics.modes import Loss, Mode, error_curve, time_to_confidence
 
 Network = nn.Module | tuple[Tensor, Tensor]
 
 
-def mode_state(
-    model: Network, X: Tensor | ArrayLike, y: Tensor | ArrayLike, *, approximate: bool = False
-) -> list[Mode]:
+def mode_state(model: Network, X: Values, y: Values, *, approximate: bool = False) -> list[Mode]:
     """The modes of a network at its present weights: that of class +1, then that of class -1.
 
     Args:
@@ -116,15 +113,15 @@ class Forecast:
         size = check_number(lr, "lr", above=0)
         return {label: time / size for label, time in self.times.items()}
 
-    def errors(self, times: Tensor | ArrayLike) -> dict[int, Tensor]:
+    def errors(self, times: Values) -> dict[int, Tensor]:
         """The probability given to the wrong class over time, by class: `error_curve` of each mode."""
         return {label: error_curve(mode, times, loss=self.loss) for label, mode in self.modes.items()}
 
 
 def forecast(
     model: Network,
-    X: Tensor | ArrayLike,
-    y: Tensor | ArrayLike,
+    X: Values,
+    y: Values,
     *,
     confidence: float | int = 0.9,
     loss: Loss = "cross_entropy",

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice, check_number
-from mechanisms.dynamics._checks import refuse
+from mechanisms.dynamics._checks import Values, refuse
 from mechanisms.dynamics.modes import LOSSES, Loss
 
 State = tuple[Tensor, ...]
@@ -81,14 +80,14 @@ class GradientFlow:
 
     def simulate(
         self,
-        W: Tensor | ArrayLike,
-        z: Tensor | ArrayLike,
-        X: Tensor | ArrayLike,
-        y: Tensor | ArrayLike,
-        times: Tensor | ArrayLike,
+        W: Values,
+        z: Values,
+        X: Values,
+        y: Values,
+        times: Values,
         *,
         loss: Loss = "cross_entropy",
-        weights: Tensor | ArrayLike | None = None,
+        weights: Values | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Trajectory:
         """Outputs on all samples at the given times, and the weights at the last of them.
@@ -160,11 +159,11 @@ class GradientFlow:
 
 
 def chain_flow(
-    layers: Tensor | ArrayLike,
-    times: Tensor | ArrayLike,
+    layers: Values,
+    times: Values,
     *,
-    norm: Tensor | ArrayLike = 1.0,
-    frequency: Tensor | ArrayLike = 1.0,
+    norm: Values = 1.0,
+    frequency: Values = 1.0,
     loss: Loss = "cross_entropy",
     step: float | int = 0.01,
 ) -> Tensor:
@@ -219,7 +218,7 @@ def _pull(margin: Tensor, loss: Loss) -> Tensor:
     return torch.sigmoid(-margin) if loss == "cross_entropy" else (margin < 1).to(margin.dtype)
 
 
-def _rising(times: Tensor | ArrayLike) -> list[float]:
+def _rising(times: Values) -> list[float]:
     """Times as a list of numbers that rise from 0 on.
 
     >>> _rising([0, 1.5])

@@ -20,19 +20,16 @@ from __future__ import annotations
 import math
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_number
-from mechanisms.dynamics._checks import labelled, refuse
+from mechanisms.dynamics._checks import Values, labelled, refuse
 from mechanisms.dynamics.conditions import check_initialisation, check_separability
 
 OUTCOMES = ("inactive", "learns", "learns, z crossing zero", "dies", "saddle")
 
 
-def unit_outcome(
-    preactivation: Tensor | ArrayLike, output_weight: Tensor | ArrayLike, norm: Tensor | ArrayLike
-) -> Tensor:
+def unit_outcome(preactivation: Values, output_weight: Values, norm: Values) -> Tensor:
     """What becomes of a hidden unit, elementwise: a place in `OUTCOMES`.
 
     Args:
@@ -55,9 +52,7 @@ def unit_outcome(
     return torch.where(a <= 0, 0, torch.where(z >= 0, 1, negative))
 
 
-def will_learn(
-    preactivation: Tensor | ArrayLike, output_weight: Tensor | ArrayLike, norm: Tensor | ArrayLike
-) -> Tensor:
+def will_learn(preactivation: Values, output_weight: Values, norm: Values) -> Tensor:
     """Whether a hidden unit learns its class: a > 0 and z > -a/r, elementwise; arguments as in `unit_outcome`.
 
     Returns:
@@ -70,9 +65,7 @@ def will_learn(
     return (a > 0) & (a + r * z > 0)
 
 
-def success_probability(
-    weight_std: Tensor | ArrayLike, output_std: Tensor | ArrayLike, width: Tensor | ArrayLike = 1
-) -> Tensor:
+def success_probability(weight_std: Values, output_std: Values, width: Values = 1) -> Tensor:
     """The probability that a randomly initialised layer learns a class of one direction.
 
     One unit with w.x ~ N(0, (s_w r)^2) and z ~ N(0, s_z^2) learns with probability 1/4 + arctan(s_w / s_z) / (2 pi):
@@ -165,8 +158,8 @@ def separable_classes(
 
 
 def mode_initialisation(
-    X: Tensor | ArrayLike,
-    y: Tensor | ArrayLike,
+    X: Values,
+    y: Values,
     width: int,
     *,
     generator: torch.Generator,
@@ -226,7 +219,7 @@ def mode_initialisation(
     return W, z
 
 
-def _states(a: Tensor | ArrayLike, z: Tensor | ArrayLike, r: Tensor | ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
+def _states(a: Values, z: Values, r: Values) -> tuple[Tensor, Tensor, Tensor]:
     named = ((a, "preactivation"), (z, "output_weight"), (r, "norm"))
     values = [as_finite(value, name, dtype=torch.float64) for value, name in named]
     refuse(values[2] <= 0, values[2], "norm", "it must be above 0")

@@ -27,11 +27,10 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice
-from mechanisms.dynamics._checks import refuse
+from mechanisms.dynamics._checks import Values, refuse
 from mechanisms.dynamics._clock import LARGEST, elapsed, reached, solve_relation
 from mechanisms.dynamics._expi import expi
 
@@ -58,10 +57,10 @@ class Mode:
     torch.Size([2])
     """
 
-    frequency: Tensor | ArrayLike
-    norm: Tensor | ArrayLike
-    initial_margin: Tensor | ArrayLike
-    imbalance: Tensor | ArrayLike = 0.0
+    frequency: Values
+    norm: Values
+    initial_margin: Values
+    imbalance: Values = 0.0
     depth: int = 2
 
     def __post_init__(self) -> None:
@@ -103,7 +102,7 @@ class Mode:
             yield Mode(*values, depth=self.depth)
 
 
-def imbalance(activity: Tensor | ArrayLike, margin: Tensor | ArrayLike, norm: Tensor | ArrayLike) -> Tensor:
+def imbalance(activity: Values, margin: Values, norm: Values) -> Tensor:
     """C, the conserved imbalance, from S = sum over units of (w.x)^2 + r^2 z^2, the margin f and the norm r.
 
     Args:
@@ -130,7 +129,7 @@ def imbalance(activity: Tensor | ArrayLike, margin: Tensor | ArrayLike, norm: Te
     return ((s - least).clamp(min=0) * (s + least)).sqrt()
 
 
-def margin_curve(mode: Mode, times: Tensor | ArrayLike, *, loss: Loss = "cross_entropy") -> Tensor:
+def margin_curve(mode: Mode, times: Values, *, loss: Loss = "cross_entropy") -> Tensor:
     """The margin f(t) of a mode, or of a batch of modes, under gradient flow.
 
     Hinge and logistic regression are closed forms; cross-entropy with two or more layers inverts the time integral (2)
@@ -160,7 +159,7 @@ def margin_curve(mode: Mode, times: Tensor | ArrayLike, *, loss: Loss = "cross_e
     return curve.reshape(shape)
 
 
-def error_curve(mode: Mode, times: Tensor | ArrayLike, *, loss: Loss = "cross_entropy") -> Tensor:
+def error_curve(mode: Mode, times: Values, *, loss: Loss = "cross_entropy") -> Tensor:
     """The error e(t) = sigmoid(-f(t)), the probability given to the wrong class: a plateau, a fast drop, a slow tail.
 
     Args and errors are those of `margin_curve`.
@@ -172,7 +171,7 @@ def error_curve(mode: Mode, times: Tensor | ArrayLike, *, loss: Loss = "cross_en
     return torch.sigmoid(-margin_curve(mode, times, loss=loss))
 
 
-def time_to_margin(mode: Mode, margin: Tensor | ArrayLike, *, loss: Loss = "cross_entropy") -> Tensor:
+def time_to_margin(mode: Mode, margin: Values, *, loss: Loss = "cross_entropy") -> Tensor:
     """The time (2) at which a mode first has a margin: 0 if it begins with it, infinite for hinge beyond 1.
 
     Args:
@@ -206,7 +205,7 @@ def time_to_margin(mode: Mode, margin: Tensor | ArrayLike, *, loss: Loss = "cros
     return torch.where(there, torch.zeros_like(time), time).reshape(shape)
 
 
-def time_to_confidence(mode: Mode, confidence: Tensor | ArrayLike, *, loss: Loss = "cross_entropy") -> Tensor:
+def time_to_confidence(mode: Mode, confidence: Values, *, loss: Loss = "cross_entropy") -> Tensor:
     """The time at which the right class is given a probability: `time_to_margin` of the confidence's logit.
 
     Args:
@@ -226,7 +225,7 @@ def time_to_confidence(mode: Mode, confidence: Tensor | ArrayLike, *, loss: Loss
 
 
 def _laid_out(
-    mode: Mode, values: Tensor | ArrayLike, name: str
+    mode: Mode, values: Values, name: str
 ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, torch.Size]:
     """The mode's fields as (modes,), the values as (modes, values), and the shape of the result."""
     fields = mode.fields()

@@ -26,11 +26,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice
-from mechanisms.dynamics._checks import refuse
+from mechanisms.dynamics._checks import Values, refuse
 from mechanisms.dynamics._clock import solve_relation
 
 LOSSES = ("cross_entropy", "hinge", "exponential")
@@ -38,8 +37,8 @@ STEP = 0.01  # of ln(1 + t): the error of the curves is below 1e-9
 
 
 def starvation_curve(
-    frequency: Tensor | ArrayLike,
-    times: Tensor | ArrayLike,
+    frequency: Values,
+    times: Values,
     *,
     loss: Literal["cross_entropy", "hinge", "exponential"] = "cross_entropy",
 ) -> tuple[Tensor, Tensor]:
@@ -75,7 +74,7 @@ def starvation_curve(
     return s1.reshape(shape), s2.reshape(shape)
 
 
-def starved_response(s1: Tensor | ArrayLike, frequency: Tensor | ArrayLike) -> Tensor:
+def starved_response(s1: Values, frequency: Values) -> Tensor:
     """The rare feature's response s2 at which the frequent one has reached s1, for a loss with an exponential tail.
 
     The inverse of `s1 = s2 + k (e^s2 - 1)` with `k = (1 - q)/q`. In Lambert's function it is
