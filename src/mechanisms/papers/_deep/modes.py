@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from mechanisms.lab import Bench, config
@@ -17,7 +19,7 @@ LOSSES = {"cross-entropy": "cross_entropy", "hinge": "hinge"}
 class OneMode:
     """Two classes of one direction each, a network under H1 and H2, gradient descent."""
 
-    width: int = 20
+    widths: tuple[int, ...] = (20,)
     dim: int = 10
     frequency: float = 0.3
     norms: tuple[float, float] = (1.7, 1.0)
@@ -34,34 +36,29 @@ def run_one_mode(settings: OneMode, variant: str, bench: Bench) -> dict[str, Any
 
     draws = bench.generator("data")
     X, y = separable_classes(2, settings.dim, generator=draws, norms=settings.norms, single_direction=True)
-    W, z = mode_initialisation(X, y, settings.width, generator=bench.generator("weights"))
     share = torch.tensor([settings.frequency, 1 - settings.frequency], dtype=torch.float64)
-    # Both classes' modes; the copies of each input are one row here, with their share as its weight.
-    modes = [_with_frequency(mode, p) for mode, p in zip(mode_state((W, z), X, y), share.tolist(), strict=True)]
     times = _multiples(settings.horizon, settings.lr, settings.points)
-    found = GradientFlow(settings.lr, method="descent").simulate(
-        W, z, X, y, times, loss=LOSSES[variant], weights=share, progress=bench.progress
-    )
-    simulated = y[:, None] * found.outputs.T
-    theory = torch.stack([margin_curve(mode, times, loss=LOSSES[variant]) for mode in modes])
-    for place, time in enumerate(times):
-        bench.log(
-            time,
-            simulated_error=torch.sigmoid(-simulated[0, place]),
-            predicted_error=torch.sigmoid(-theory[0, place]),
+    relative, apart, modes = [], 0.0, []
+    for width in settings.widths:
+        W, z = mode_initialisation(X, y, width, generator=bench.generator("weights"))
+        # The copies of each input are one row here, with their share as its weight.
+        modes = [replace(mode, frequency=p) for mode, p in zip(mode_state((W, z), X, y), share.tolist(), strict=True)]
+        found = GradientFlow(settings.lr, method="descent").simulate(
+            W, z, X, y, times, loss=LOSSES[variant], weights=share, progress=bench.progress
         )
+        simulated = y[:, None] * found.outputs.T
+        theory = torch.stack([margin_curve(mode, times, loss=LOSSES[variant]) for mode in modes])
+        relative.append(float(((simulated - theory) / theory).abs().max()))
+        apart = max(apart, *(_integration_error(mode, LOSSES[variant], times[-1]) for mode in modes))
+        if width == settings.widths[0]:
+            for time, one, two in zip(times, torch.sigmoid(-simulated[0]), torch.sigmoid(-theory[0]), strict=True):
+                bench.log(time, simulated_error=one, predicted_error=two)
     return {
-        "relative_error": float(((simulated - theory) / theory).abs().max()),
-        "integration_error": max(_integration_error(mode, LOSSES[variant], times[-1]) for mode in modes),
+        "relative_error": relative,
+        "integration_error": apart,
         "imbalance": float(modes[0].imbalance),
         "initial_margin": float(modes[0].initial_margin),
     }
-
-
-def _with_frequency(mode: Any, frequency: float) -> Any:
-    from dataclasses import replace
-
-    return replace(mode, frequency=frequency)
 
 
 def _multiples(horizon: float, step: float, points: int) -> list[float]:
@@ -250,7 +247,7 @@ class Depth:
     early: float = 0.45
     late: float = 0.05
     step: float = 0.05
-    points: int = 60
+    points: int = 40
 
 
 def run_depth(settings: Depth, variant: str, bench: Bench) -> dict[str, Any]:
@@ -271,5 +268,5 @@ def run_depth(settings: Depth, variant: str, bench: Bench) -> dict[str, Any]:
         apart = max(apart, float((chain - theory).abs().max()))
         for time, predicted, simulated in zip(times.tolist(), theory, chain, strict=True):
             bench.log(time / drop, **{f"predicted_{depth}": predicted, f"simulated_{depth}": simulated})
-    falling = all(later < earlier for earlier, later in zip(sharpness, sharpness[1:], strict=False))
+    falling = all(later < earlier for earlier, later in pairwise(sharpness))
     return {"sharpness": sharpness, "decreasing": falling, "simulation_error": apart}
