@@ -241,7 +241,7 @@ paper = Paper(
     year=2018,
     arxiv="1809.06848",
     topic="dynamics",
-    summary="Classes are learned as independent modes with closed-form error curves; frequent features starve rare ones.",
+    summary="Classes are learned as independent modes with closed-form curves; frequent features starve rare ones.",
     experiments=[ONE_MODE, INDEPENDENT, FAILURE, SPEED, LOSS, DEPTH, TWO_FEATURES, DIGITS],
     parts=tuple(
         f"mechanisms.dynamics.{name}"

@@ -62,17 +62,23 @@ ONE_MODE = (
     bars("relative_error", "Largest relative difference of network and theory"),
 )
 
-INDEPENDENT = tuple(
+INDEPENDENT = (
     Figure(
-        f"Class +1 while class -1 is scaled: {variant}",
+        "Class +1 while class -1 is scaled",
         partial(
             _pairs,
-            ((variant, "margin", "margin_with_scaled_class", "mean margin"),),
+            tuple((variant, "margin", "margin_with_scaled_class", variant) for variant in ("separable", "overlapping")),
             {"x": "time", "y": "mean margin of class +1"},
         ),
-        "Line: as they are. Dots: inputs of class -1 three times as long.",
-    )
-    for variant in ("separable", "overlapping")
+        "Lines: as they are. Dots: inputs of class -1 three times as long.",
+    ),
+    curves(
+        "difference",
+        "How far class +1's outputs move when class -1 is scaled",
+        variants=("separable", "overlapping"),
+        x="time",
+        caption="Largest difference over the samples of class +1: nothing at all where the classes are separable.",
+    ),
 )
 
 
@@ -104,7 +110,7 @@ def _portrait(variant: str, cell: Cell) -> plotly.graph_objects.Figure:
             else:
                 a = side
                 z = [sign * math.sqrt(value**2 - c) / r for value in a]
-            figure.add_scatter(x=a, y=z, mode="lines", line=line(5, width=1), showlegend=c == 1.0 and sign == 1,
+            figure.add_scatter(x=a, y=z, mode="lines", line=line(5, width=1.5, dash="solid"), showlegend=c == 1.0 and sign == 1,
                                name="a² − r²z² constant", legendgroup="hyperbolae")  # fmt: skip
     figure.add_scatter(
         x=[0, 0, reach], y=[reach, 0, -reach / r], mode="lines", line=line(2, width=3), name="predicted border"

@@ -23,9 +23,10 @@ class OneMode:
     dim: int = 10
     frequency: float = 0.3
     norms: tuple[float, float] = (1.7, 1.0)
+    scale: float = 0.03
     lr: float = 0.01
     horizon: float = 60.0
-    points: int = 60
+    points: int = 50
 
 
 def run_one_mode(settings: OneMode, variant: str, bench: Bench) -> dict[str, Any]:
@@ -37,10 +38,18 @@ def run_one_mode(settings: OneMode, variant: str, bench: Bench) -> dict[str, Any
     draws = bench.generator("data")
     X, y = separable_classes(2, settings.dim, generator=draws, norms=settings.norms, single_direction=True)
     share = torch.tensor([settings.frequency, 1 - settings.frequency], dtype=torch.float64)
-    times = _multiples(settings.horizon, settings.lr, settings.points)
+    # Points that are even in time, and others that are even in its logarithm.
+    early = [settings.horizon ** (k / settings.points) for k in range(settings.points)]
+    times = sorted(
+        {round(time / settings.lr) * settings.lr for time in early}
+        | set(_multiples(settings.horizon, settings.lr, settings.points))
+    )
     relative, apart, modes = [], 0.0, []
     for width in settings.widths:
-        W, z = mode_initialisation(X, y, width, generator=bench.generator("weights"))
+        scale = settings.scale * math.sqrt(20 / width)  # a wider network starts from the same margin
+        W, z = mode_initialisation(
+            X, y, width, generator=bench.generator("weights"), weight_scale=scale, output_scale=scale
+        )
         # The copies of each input are one row here, with their share as its weight.
         modes = [replace(mode, frequency=p) for mode, p in zip(mode_state((W, z), X, y), share.tolist(), strict=True)]
         found = GradientFlow(settings.lr, method="descent").simulate(
@@ -117,8 +126,9 @@ def run_independent(settings: Independent, variant: str, bench: Bench) -> dict[s
         flow.simulate(W, z, inputs, y, times, progress=bench.progress).outputs[:, y > 0]
         for inputs in (X, torch.where(other, settings.scale * X, X))
     )
-    for time, one, two in zip(times, plain.mean(dim=1), scaled.mean(dim=1), strict=True):
-        bench.log(time, margin=one, margin_with_scaled_class=two)
+    apart = (plain - scaled).abs().amax(dim=1)
+    for time, one, two, difference in zip(times, plain.mean(dim=1), scaled.mean(dim=1), apart, strict=True):
+        bench.log(time, margin=one, margin_with_scaled_class=two, difference=difference)
     change = (plain - scaled).abs().max()
     return {
         "change": float(change),
