@@ -1,6 +1,7 @@
 """The exponential integral Ei for positive arguments, in torch, which has none; scaled so that it does not overflow."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,35 @@ EULER = 0.57721566490153286061
 SWITCH = 40.0  # from here on the divergent expansion is exact to rounding: its smallest term is about exp(-x)
 SERIES_TERMS = 140  # x^k / (k k!) at x = SWITCH falls below rounding well before
 TAIL_TERMS = 36
+CHUNK = 1 << 14  # values at a time, so that they stay in the processor's cache
+
+
+class _ScaledExpi(torch.autograd.Function):
+    """The values by series and expansion; the derivative of Ei(x) e^(-x) is 1/x less the value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        value = torch.cat([_values(part) for part in x.reshape(-1).split(CHUNK)]) if x.numel() else x
+        value = value.reshape(x.shape)
+        ctx.save_for_backward(x, value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, value = ctx.saved_tensors
+        return grads[0] * (1 / x - value)
+
+
+def _values(x: Tensor) -> Tensor:
+    small, large = x.clamp(max=SWITCH), x.clamp(min=SWITCH)
+    series = torch.full_like(small, 1 / (SERIES_TERMS * math.factorial(SERIES_TERMS)))
+    for k in range(SERIES_TERMS - 1, 0, -1):
+        series.mul_(small).add_(1 / (k * math.factorial(k)))
+    near = (EULER + small.log() + series * small) * (-small).exp()
+    tail, inverse = torch.ones_like(large), 1 / large
+    for k in range(TAIL_TERMS, 0, -1):
+        tail.mul_(inverse).mul_(k).add_(1)
+    return torch.where(x < SWITCH, near, tail * inverse)
 
 
 def scaled_expi(x: Tensor) -> Tensor:
@@ -20,15 +50,7 @@ def scaled_expi(x: Tensor) -> Tensor:
     >>> round(float(scaled_expi(torch.tensor(1.0, dtype=torch.float64))) * math.e, 10)
     1.8951178164
     """
-    small, large = x.clamp(max=SWITCH), x.clamp(min=SWITCH)
-    series = torch.full_like(small, 1 / (SERIES_TERMS * math.factorial(SERIES_TERMS)))
-    for k in range(SERIES_TERMS - 1, 0, -1):
-        series = series * small + 1 / (k * math.factorial(k))
-    near = (EULER + small.log() + series * small) * (-small).exp()
-    tail = torch.ones_like(large)
-    for k in range(TAIL_TERMS, 0, -1):
-        tail = 1 + k / large * tail
-    return torch.where(x < SWITCH, near, tail / large)
+    return _ScaledExpi.apply(x)
 
 
 def expi(x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice
 from mechanisms.dynamics._checks import Values, refuse
-from mechanisms.dynamics._clock import LARGEST, elapsed, reached, solve_relation
+from mechanisms.dynamics._clock import LARGEST, SMALLEST, elapsed, reached, solve_relation
 from mechanisms.dynamics._expi import expi
 
 Loss = Literal["cross_entropy", "hinge"]
@@ -75,7 +75,7 @@ class Mode:
             refuse(c > 0, c, "imbalance", f"only depth 2 has it, and depth is {self.depth}; leave it at 0")
         if self.depth > 1:
             stuck = "with imbalance 0 the mode stays at the saddle for ever: give a margin above 0, or its imbalance"
-            refuse((c == 0) & (f0 <= 0), f0, "initial_margin", stuck)
+            refuse((c <= SMALLEST) & (f0 <= SMALLEST), f0, "initial_margin", stuck)
 
     def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Frequency, norm, initial margin and imbalance as float64 tensors of one shape."""

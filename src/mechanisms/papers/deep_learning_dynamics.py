@@ -90,7 +90,7 @@ FAILURE = Experiment(
     run=run_failure,
     variants=tuple(LOSSES),
     scales={
-        "smoke": Failure(units=50, networks=20, widths=(1, 2), grid=7, horizon=10.0),
+        "smoke": Failure(units=50, networks=20, widths=(1, 2), grid=7, horizon=10.0, step=0.5),
         "laptop": Failure(),
         "paper": Failure(units=20_000, networks=20_000, widths=(1, 2, 4, 8, 12, 16), grid=61),
     },
@@ -117,7 +117,7 @@ SPEED = Experiment(
     run=run_speed,
     variants=("frequency", "norm", "norm-unbalanced"),
     scales={
-        "smoke": Speed(frequencies=(0.4, 0.8), norms=(2.0, 4.0), width=4, lr=0.1),
+        "smoke": Speed(frequencies=(0.4, 0.8), norms=(2.0, 4.0), width=4, lr=0.1, initial_margin=0.5),
         "laptop": Speed(),
         "paper": Speed(width=200, lr=0.005),
     },
@@ -138,7 +138,11 @@ LOSS = Experiment(
     description="One balanced mode (p = 0.3, r = 1.7, margin 0.00425) under cross-entropy and hinge.",
     run=run_losses,
     variants=tuple(LOSSES),
-    scales={"smoke": Losses(width=4, lr=0.1), "laptop": Losses(), "paper": Losses(width=200, lr=0.002)},
+    scales={
+        "smoke": Losses(width=4, lr=0.1, initial_margin=0.1, errors=(0.4, 0.3)),
+        "laptop": Losses(),
+        "paper": Losses(width=200, lr=0.002),
+    },
     claims=(
         Claim(
             "Hinge arrives in finite time, cross-entropy only logarithmically",
@@ -184,7 +188,7 @@ TWO_FEATURES = Experiment(
     description="Logistic regression on two equally informative features, one of them rarer.",
     run=run_two_features,
     variants=("cross-entropy", "hinge", "exponential"),
-    scales={"smoke": TwoFeatures(horizon=100.0, points=20), "laptop": TwoFeatures()},
+    scales={"smoke": TwoFeatures(frequencies=(0.1, 0.5), horizon=100.0, points=20), "laptop": TwoFeatures()},
     claims=(
         Claim(
             "The frequent feature starves the rare one",

@@ -110,8 +110,15 @@ def _portrait(variant: str, cell: Cell) -> plotly.graph_objects.Figure:
             else:
                 a = side
                 z = [sign * math.sqrt(value**2 - c) / r for value in a]
-            figure.add_scatter(x=a, y=z, mode="lines", line=line(5, width=1.5, dash="solid"), showlegend=c == 1.0 and sign == 1,
-                               name="a² − r²z² constant", legendgroup="hyperbolae")  # fmt: skip
+            figure.add_scatter(
+                x=a,
+                y=z,
+                mode="lines",
+                line=line(5, width=1.5, dash="solid"),
+                showlegend=c == 1.0 and sign == 1,
+                name="a² − r²z² constant",
+                legendgroup="hyperbolae",
+            )
     figure.add_scatter(
         x=[0, 0, reach], y=[reach, 0, -reach / r], mode="lines", line=line(2, width=3), name="predicted border"
     )
