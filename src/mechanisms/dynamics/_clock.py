@@ -4,7 +4,7 @@ Every mode of cross-entropy is `df/dtau = sigmoid(-f) w(f)` in a time `tau` of i
 
     tau(f) = integral from f0 to f of (1 + e^u) / w(u) du,     w(u) = sqrt(kappa^2 + u^2)  or  u^power.
 
-Each mode gets a table of panels over [f0, F] on which five Gauss-Legendre points are exact to rounding. A time is then
+Each mode gets a table of panels over [f0, F] on which four Gauss-Legendre points are exact to rounding. A time is then
 found in its panel, guessed by a cubic through both ends, and polished by a step of Newton's method.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PANEL = 0.1  # widest panel, in asinh(u / scale) and in u
-POINTS, WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(5))
-CHUNK = {"cpu": 1 << 16}  # pairs at a time: what the processor's cache holds
+POINTS, WEIGHTS = (values.tolist() for values in np.polynomial.legendre.leggauss(4))
+CHUNK = {"cpu": 1 << 15}  # pairs at a time: what the processor's cache holds
 LARGEST = 700.0  # e^margin has to stay a number
 SMALLEST = 1e-150  # and the square of a margin above zero
 
