@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.conditions import check_initialisation as check_initialisation
     from mechanisms.dynamics.conditions import check_separability as check_separability
     from mechanisms.dynamics.conditions import unit_activity as unit_activity
+    from mechanisms.dynamics.decoupling import SpectralDecouplingLoss as SpectralDecouplingLoss
+    from mechanisms.dynamics.decoupling import spectral_decoupling as spectral_decoupling
     from mechanisms.dynamics.deep import Forecast as Forecast
     from mechanisms.dynamics.deep import forecast as forecast
     from mechanisms.dynamics.deep import mode_state as mode_state
+    from mechanisms.dynamics.dual import FixedPoint as FixedPoint
+    from mechanisms.dynamics.dual import decoupled_margin as decoupled_margin
+    from mechanisms.dynamics.dual import dual_flow as dual_flow
+    from mechanisms.dynamics.dual import fixed_point as fixed_point
+    from mechanisms.dynamics.features import FeatureDecomposition as FeatureDecomposition
+    from mechanisms.dynamics.features import decompose as decompose
+    from mechanisms.dynamics.features import decompose_kernel as decompose_kernel
+    from mechanisms.dynamics.features import jacobian_features as jacobian_features
+    from mechanisms.dynamics.features import jacobian_kernel as jacobian_kernel
+    from mechanisms.dynamics.features import responses as responses
     from mechanisms.dynamics.gradient_flow import GradientFlow as GradientFlow
     from mechanisms.dynamics.gradient_flow import Trajectory as Trajectory
     from mechanisms.dynamics.gradient_flow import chain_flow as chain_flow
@@ -31,28 +43,46 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.modes import margin_curve as margin_curve
     from mechanisms.dynamics.modes import time_to_confidence as time_to_confidence
     from mechanisms.dynamics.modes import time_to_margin as time_to_margin
+    from mechanisms.dynamics.starvation import Starvation as Starvation
+    from mechanisms.dynamics.starvation import starvation_index as starvation_index
+    from mechanisms.dynamics.starvation import starvation_matrix as starvation_matrix
     from mechanisms.dynamics.two_features import starvation_curve as starvation_curve
     from mechanisms.dynamics.two_features import starved_response as starved_response
 
-_HOMES: dict[str, str] = {
+_HOMES = {
+    "FeatureDecomposition": "features",
+    "FixedPoint": "dual",
     "Forecast": "deep",
     "GradientFlow": "gradient_flow",
     "InitialisationReport": "conditions",
     "Mode": "modes",
     "OUTCOMES": "initialisation",
     "SeparabilityReport": "conditions",
+    "SpectralDecouplingLoss": "decoupling",
+    "Starvation": "starvation",
     "Trajectory": "gradient_flow",
     "chain_flow": "gradient_flow",
     "check_initialisation": "conditions",
     "check_separability": "conditions",
+    "decompose": "features",
+    "decompose_kernel": "features",
+    "decoupled_margin": "dual",
+    "dual_flow": "dual",
     "error_curve": "modes",
+    "fixed_point": "dual",
     "forecast": "deep",
     "imbalance": "modes",
+    "jacobian_features": "features",
+    "jacobian_kernel": "features",
     "margin_curve": "modes",
     "mode_initialisation": "initialisation",
     "mode_state": "deep",
+    "responses": "features",
     "separable_classes": "initialisation",
+    "spectral_decoupling": "decoupling",
     "starvation_curve": "two_features",
+    "starvation_index": "starvation",
+    "starvation_matrix": "starvation",
     "starved_response": "two_features",
     "success_probability": "initialisation",
     "time_to_confidence": "modes",

@@ -91,11 +91,11 @@ def unit_activity(W: Values, X: Values, y: Values) -> Tensor:
     """On what share of each class a hidden unit is active (w.x > 0).
 
     Args:
-        W: hidden weights (*batch, units, features).
+        W: hidden weights (..., units, features).
         X, y: see `check_separability`.
 
     Returns:
-        (*batch, units, 2): shares of class +1 and of class -1, float64; 0 for a class that has no samples.
+        (..., units, 2): shares of class +1 and of class -1, float64; 0 for a class that has no samples.
 
     >>> unit_activity([[1.0, -1.0], [1.0, 1.0]], X=[[1.0, 0.0], [0.0, 1.0]], y=[1, -1])
     tensor([[1., 0.],
@@ -104,7 +104,7 @@ def unit_activity(W: Values, X: Values, y: Values) -> Tensor:
     inputs, labels = labelled(X, y)
     weights = as_finite(W, "W", dtype=torch.float64).to(inputs.device)
     if weights.ndim < 2 or weights.shape[-1] != inputs.shape[1]:
-        raise ValueError(f"W has shape {tuple(weights.shape)}; expected (*batch, units, {inputs.shape[1]})")
+        raise ValueError(f"W has shape {tuple(weights.shape)}; expected (..., units, {inputs.shape[1]})")
     active = (weights @ inputs.T > 0).double()
     members = torch.stack([labels == 1, labels == -1], dim=1).double()
     return active @ members / members.sum(dim=0).clamp(min=1)

@@ -36,9 +36,9 @@ class Trajectory:
 
     Attributes:
         times: (times,), when.
-        outputs: (*batch, times, samples), f(x) of every sample, not signed by the label.
-        W: (*batch, units, features) at the end.
-        z: (*batch, units) at the end.
+        outputs: (..., times, samples), f(x) of every sample, not signed by the label.
+        W: (..., units, features) at the end.
+        z: (..., units) at the end.
 
     >>> flow = GradientFlow(step=0.1)
     >>> flow.simulate([[1.0]], [0.5], X=[[1.0]], y=[1], times=[0.0, 1.0]).outputs.shape
@@ -93,13 +93,13 @@ class GradientFlow:
         """Outputs on all samples at the given times, and the weights at the last of them.
 
         Args:
-            W: hidden weights (*batch, units, features).
-            z: output weights (*batch, units).
-            X: inputs (samples, features), or (*batch, samples, features) for data of their own.
-            y: labels +1 or -1, (samples,) or (*batch, samples).
+            W: hidden weights (..., units, features).
+            z: output weights (..., units).
+            X: inputs (samples, features), or (..., samples, features) for data of their own.
+            y: labels +1 or -1, (samples,) or (..., samples).
             times: rising, from 0 on. With "descent" they must be multiples of the step.
             loss: "cross_entropy" or "hinge".
-            weights: what each sample counts for, (samples,) or (*batch, samples); 1/samples by default. Copies of one
+            weights: what each sample counts for, (samples,) or (..., samples); 1/samples by default. Copies of one
                 input are one row with their total weight.
             progress: called with the step and the number of steps.
 
@@ -111,7 +111,7 @@ class GradientFlow:
         signed = share * y
 
         def rates(state: State) -> State:
-            inner = state[0] @ X.mT  # (*batch, units, samples)
+            inner = state[0] @ X.mT  # (..., units, samples)
             active = inner > 0
             hidden = torch.where(active, inner, 0)
             pull = signed * _pull(y * (state[1].unsqueeze(-2) @ hidden).squeeze(-2), loss)
@@ -134,8 +134,7 @@ class GradientFlow:
         )
         if W.ndim < 2 or z.shape != W.shape[:-1]:
             raise ValueError(
-                f"W has shape {tuple(W.shape)} and z {tuple(z.shape)}; expected (*batch, units, features) and (*batch, "
-                "units)"
+                f"W has shape {tuple(W.shape)} and z {tuple(z.shape)}; expected (..., units, features) and (..., units)"
             )
         if X.ndim < 2 or X.shape[-1] != W.shape[-1]:
             raise ValueError(f"X has shape {tuple(X.shape)}; expected (samples, {W.shape[-1]}), the features of W")
@@ -170,7 +169,7 @@ def chain_flow(
     """The margin over time of a chain of L scalar layers on one direction, f = r u_1 ... u_L, balanced or not.
 
     Args:
-        layers: u at time 0, (*batch, L).
+        layers: u at time 0, (..., L).
         times: rising, from 0 on.
         norm: r > 0, of shape batch or one number.
         frequency: p in (0, 1], likewise.
@@ -178,7 +177,7 @@ def chain_flow(
         step: the largest step of the classical Runge-Kutta method.
 
     Returns:
-        (*batch, times), float64.
+        (..., times), float64.
 
     Raises:
         ValueError: no layers, values out of range, times that do not rise.
@@ -192,7 +191,7 @@ def chain_flow(
     named = ((layers, "layers"), (norm, "norm"), (frequency, "frequency"))
     u, r, p = (as_finite(value, name, dtype=torch.float64) for value, name in named)
     if u.ndim < 1 or u.shape[-1] == 0:
-        raise ValueError(f"layers has shape {tuple(u.shape)}; expected (*batch, layers)")
+        raise ValueError(f"layers has shape {tuple(u.shape)}; expected (..., layers)")
     refuse(r <= 0, r, "norm", "it must be above 0")
     refuse((p <= 0) | (p > 1), p, "frequency", "it is a fraction of the samples, in (0, 1]")
 

@@ -137,11 +137,11 @@ def margin_curve(mode: Mode, times: Values, *, loss: Loss = "cross_entropy") -> 
 
     Args:
         mode: fields of shape B.
-        times: 0 or more, of shape (times,) for all modes, (*B, times) for each its own, or a single number.
+        times: 0 or more, of shape (times,) for all modes, (B..., times) for each its own, or a single number.
         loss: "cross_entropy" or "hinge"; hinge stops at margin 1.
 
     Returns:
-        float64 of shape (*B, times), or B for a single time.
+        float64 of shape (B..., times), or B for a single time.
 
     Raises:
         ValueError: negative or non-finite times, a shape that does not fit, an unknown loss.
@@ -176,11 +176,11 @@ def time_to_margin(mode: Mode, margin: Values, *, loss: Loss = "cross_entropy") 
 
     Args:
         mode: fields of shape B.
-        margin: of shape (margins,) for all modes, (*B, margins) for each its own, or a single number; at most 700.
+        margin: of shape (margins,) for all modes, (B..., margins) for each its own, or a single number; at most 700.
         loss: "cross_entropy" or "hinge".
 
     Returns:
-        float64 of shape (*B, margins), or B for a single margin; differentiable once.
+        float64 of shape (B..., margins), or B for a single margin; differentiable once.
 
     Raises:
         ValueError: non-finite or too large margins, a shape that does not fit, an unknown loss.

@@ -53,7 +53,7 @@ def starvation_curve(
         loss: "cross_entropy", "hinge" or "exponential" (e^-m, the tail of cross-entropy).
 
     Returns:
-        s1 and s2, float64 of shape (*B, times), or B for a single time.
+        s1 and s2, float64 of shape (B..., times), or B for a single time.
 
     Raises:
         ValueError: a frequency outside (0, 1], negative or non-finite times, times of more than one dimension.

@@ -12,6 +12,7 @@ from mechanisms.lab import Claim, Experiment, Paper, all_of, at_least, at_most, 
 from mechanisms.papers._deep import figures
 from mechanisms.papers._deep.digits import VARIANTS, Digits, run_digits, run_digits_block
 from mechanisms.papers._deep.failure import Failure, run_failure
+from mechanisms.papers._deep.images import EXPERIMENT as LIGHT_AND_DARK
 from mechanisms.papers._deep.modes import (
     LOSSES,
     Depth,
@@ -246,7 +247,7 @@ paper = Paper(
     arxiv="1809.06848",
     topic="dynamics",
     summary="Classes are learned as independent modes with closed-form curves; frequent features starve rare ones.",
-    experiments=[ONE_MODE, INDEPENDENT, FAILURE, SPEED, LOSS, DEPTH, TWO_FEATURES, DIGITS],
+    experiments=[ONE_MODE, INDEPENDENT, FAILURE, SPEED, LOSS, DEPTH, TWO_FEATURES, DIGITS, LIGHT_AND_DARK],
     parts=tuple(
         f"mechanisms.dynamics.{name}"
         for name in ("deep", "modes", "conditions", "initialisation", "gradient_flow", "two_features")

@@ -12,7 +12,7 @@ from mechanisms.lab import Bench, config
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOSSES = {"cross-entropy": "cross_entropy", "hinge": "hinge"}
+LOSSES: dict[str, Any] = {"cross-entropy": "cross_entropy", "hinge": "hinge"}
 
 
 @config
@@ -65,8 +65,8 @@ def run_one_mode(settings: OneMode, variant: str, bench: Bench) -> dict[str, Any
     return {
         "relative_error": relative,
         "integration_error": apart,
-        "imbalance": float(modes[0].imbalance),
-        "initial_margin": float(modes[0].initial_margin),
+        "imbalance": float(modes[0].fields()[3]),
+        "initial_margin": float(modes[0].fields()[2]),
     }
 
 
@@ -76,7 +76,7 @@ def _multiples(horizon: float, step: float, points: int) -> list[float]:
     return sorted({round(steps * k / points) * step for k in range(points + 1)})
 
 
-def _integration_error(mode: Any, loss: str, horizon: float) -> float:
+def _integration_error(mode: Any, loss: Any, horizon: float) -> float:
     """Largest difference between the closed form and scipy's adaptive integration of df/dt."""
     import numpy as np
     from scipy.integrate import solve_ivp

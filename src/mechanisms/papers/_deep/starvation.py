@@ -43,7 +43,7 @@ def run_two_features(settings: TwoFeatures, variant: str, bench: Bench) -> dict[
         kind = {"max_step": 0.01, "rtol": 1e-6} if loss == "hinge" else {"rtol": 1e-10, "atol": 1e-12}
         end = 5.0 if loss == "hinge" else settings.horizon
 
-        def rates(_: float, s: np.ndarray, share: float = frequency) -> list[float]:
+        def rates(_: float, s: np.ndarray, share: float = frequency) -> list[Any]:
             both = share * pull(s[0] + s[1])
             return [both + (1 - share) * pull(s[0]), both]
 

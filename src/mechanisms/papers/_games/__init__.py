@@ -1,0 +1,1 @@
+"""The runs of the negative momentum recipe, one file per question."""
