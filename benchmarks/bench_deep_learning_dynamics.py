@@ -4,8 +4,8 @@ One thread on the CPU; seconds are those of the processor, which a busy machine 
 
 (a) 1,000 modes x 1,000 times, cross-entropy, with imbalance (C > 0): target at most 5 s; without (C = 0): at most 1 s.
 (b) The same curves by `scipy.integrate.solve_ivp` called for each mode, at a tolerance of 1e-12, ours: target at least
-    100 times slower with its default method, RK45; the faster ones stand beside it. A share of the modes is integrated and
-    the time is scaled up.
+    100 times slower with its default method, RK45; the faster ones stand beside it. A share of the modes is integrated
+    and the time is scaled up.
 (c) The inverse, the time to 1,000 margins for each of 1,000 modes.
 (d) 1,000 tiny networks simulated in one batch against one after the other.
 
