@@ -165,12 +165,12 @@ def test_the_simulator_is_the_flow_of_an_adaptive_reference(loss: str) -> None:
         return -np.concatenate([by_w.numpy().ravel(), by_v.numpy()])
 
     start = np.concatenate([W.numpy().ravel(), z.numpy()])
-    found = solve_ivp(rates, (0, 2), start, t_eval=[0, 1, 2], rtol=1e-4, atol=1e-6)
+    found = solve_ivp(rates, (0, 1), start, t_eval=[0, 0.5, 1], rtol=1e-4, atol=1e-5)
     w, v = torch.from_numpy(found.y[:12].T.reshape(3, 4, 3)), torch.from_numpy(found.y[12:].T.copy())
     expected = torch.einsum("tu,tun->tn", v, (w @ X.T).relu())
-    ours = GradientFlow(step=0.02).simulate(W, z, X, y, [0.0, 1.0, 2.0], loss=loss)
-    # Where a unit or a hinge switches, any step is of first order only.
-    assert (ours.outputs - expected).abs().max() < 0.02
+    ours = GradientFlow(step=0.004).simulate(W, z, X, y, [0.0, 0.5, 1.0], loss=loss)
+    # Where a unit or a hinge switches, any step is of first order only: some multiple of 0.004.
+    assert (ours.outputs - expected).abs().max() < 0.01
     assert (ours.outputs[0] - expected[0]).abs().max() < 1e-12
 
 

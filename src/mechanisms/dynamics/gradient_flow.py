@@ -63,7 +63,7 @@ class GradientFlow:
     Raises:
         ValueError: a step that is not above 0, an unknown method.
 
-    >>> flow = GradientFlow(step=0.05)
+    >>> flow = GradientFlow(step=0.5)
     >>> a = torch.tensor([0.1, 1.0, 0.1])  # three networks with one unit each
     >>> z = torch.tensor([0.1, -0.5, -0.5])
     >>> found = flow.simulate(a.reshape(3, 1, 1), z.reshape(3, 1), X=[[1.0]], y=[1], times=[20.0])
@@ -183,7 +183,7 @@ def chain_flow(
         ValueError: no layers, values out of range, times that do not rise.
 
     >>> from mechanisms.dynamics.modes import Mode, margin_curve
-    >>> simulated = chain_flow([0.5, 0.5, 0.5], [5.0, 10.0])
+    >>> simulated = chain_flow([0.5, 0.5, 0.5], [5.0, 10.0], step=0.1)
     >>> torch.allclose(simulated, margin_curve(Mode(1.0, 1.0, 0.125, depth=3), [5.0, 10.0]))
     True
     """

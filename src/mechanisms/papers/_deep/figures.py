@@ -33,14 +33,17 @@ def _dots(place: int) -> dict[str, Any]:
 
 
 def _pairs(
-    names: tuple[tuple[str, str, str, str], ...], axes: dict[str, Any], cell: Cell
+    names: tuple[tuple[str, str, str, str], ...],
+    axes: dict[str, Any],
+    cell: Cell,
+    kinds: tuple[str, str] = ("predicted", "simulated"),
 ) -> plotly.graph_objects.Figure:
     """Pairs of theory (a line) and network (dots): (variant, curve of the theory, curve of the network, label)."""
     figure = canvas(**axes)
     for place, (variant, theory, network, label) in enumerate(names):
         for name, look, kind in (
-            (theory, {"mode": "lines", "line": line(place)}, "predicted"),
-            (network, _dots(place), "simulated"),
+            (theory, {"mode": "lines", "line": line(place)}, kinds[0]),
+            (network, _dots(place), kinds[1]),
         ):
             if name and (curve := _first(cell, name, variant)) is not None:
                 figure.add_scatter(x=curve.step, y=curve.value, name=f"{label}, {kind}", **look)
@@ -69,6 +72,7 @@ INDEPENDENT = (
             _pairs,
             tuple((variant, "margin", "margin_with_scaled_class", variant) for variant in ("separable", "overlapping")),
             {"x": "time", "y": "mean margin of class +1"},
+            kinds=("as they are", "scaled"),
         ),
         "Lines: as they are. Dots: inputs of class -1 three times as long.",
     ),
