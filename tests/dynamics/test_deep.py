@@ -151,8 +151,9 @@ def test_activity_is_batched() -> None:
 def test_the_simulator_is_the_flow_of_an_adaptive_reference(loss: str) -> None:
     X = torch.randn(7, 3, generator=generator(), dtype=torch.float64)
     y = torch.tensor([1.0, 1, 1, -1, -1, -1, -1], dtype=torch.float64)
-    W = torch.randn(4, 3, generator=generator(1), dtype=torch.float64)
-    z = torch.randn(4, generator=generator(2), dtype=torch.float64)
+    # Small weights: margins that reach 1 would slide along it under hinge, which no adaptive method can follow.
+    W = 0.3 * torch.randn(4, 3, generator=generator(1), dtype=torch.float64)
+    z = 0.3 * torch.randn(4, generator=generator(2), dtype=torch.float64)
 
     def rates(_: float, state: np.ndarray) -> np.ndarray:
         w, v = (
@@ -165,11 +166,11 @@ def test_the_simulator_is_the_flow_of_an_adaptive_reference(loss: str) -> None:
         return -np.concatenate([by_w.numpy().ravel(), by_v.numpy()])
 
     start = np.concatenate([W.numpy().ravel(), z.numpy()])
-    found = solve_ivp(rates, (0, 1), start, t_eval=[0, 0.5, 1], rtol=1e-4, atol=1e-5)
+    found = solve_ivp(rates, (0, 1), start, t_eval=[0, 0.5, 1], rtol=1e-6, atol=1e-8)
     w, v = torch.from_numpy(found.y[:12].T.reshape(3, 4, 3)), torch.from_numpy(found.y[12:].T.copy())
     expected = torch.einsum("tu,tun->tn", v, (w @ X.T).relu())
-    ours = GradientFlow(step=0.004).simulate(W, z, X, y, [0.0, 0.5, 1.0], loss=loss)
-    # Where a unit or a hinge switches, any step is of first order only: some multiple of 0.004.
+    ours = GradientFlow(step=0.01).simulate(W, z, X, y, [0.0, 0.5, 1.0], loss=loss)
+    # Where a unit switches, any step is of first order only: some multiple of 0.01.
     assert (ours.outputs - expected).abs().max() < 0.01
     assert (ours.outputs[0] - expected[0]).abs().max() < 1e-12
 
