@@ -4,11 +4,10 @@ import math
 from typing import Any, SupportsFloat
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def as_finite(values: Tensor | ArrayLike, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
+def as_finite(values: Any, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of finite floating-point numbers from what users pass: a tensor, an array or nested numbers.
 
     Args:

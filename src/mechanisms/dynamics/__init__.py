@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mechanisms.dynamics.conditions import InitialisationReport as InitialisationReport
+    from mechanisms.dynamics.conditions import SeparabilityReport as SeparabilityReport
+    from mechanisms.dynamics.conditions import check_initialisation as check_initialisation
+    from mechanisms.dynamics.conditions import check_separability as check_separability
+    from mechanisms.dynamics.conditions import unit_activity as unit_activity
     from mechanisms.dynamics.curves import Descents as Descents
     from mechanisms.dynamics.curves import descents as descents
     from mechanisms.dynamics.decoupling import SpectralDecouplingLoss as SpectralDecouplingLoss
     from mechanisms.dynamics.decoupling import spectral_decoupling as spectral_decoupling
+    from mechanisms.dynamics.deep import Forecast as Forecast
+    from mechanisms.dynamics.deep import forecast as forecast
+    from mechanisms.dynamics.deep import mode_state as mode_state
     from mechanisms.dynamics.dual import FixedPoint as FixedPoint
     from mechanisms.dynamics.dual import decoupled_margin as decoupled_margin
     from mechanisms.dynamics.dual import dual_flow as dual_flow
@@ -29,8 +37,23 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.forecast import ErrorForecast as ErrorForecast
     from mechanisms.dynamics.forecast import layer_features as layer_features
     from mechanisms.dynamics.forecast import predict_test_error as predict_test_error
+    from mechanisms.dynamics.gradient_flow import GradientFlow as GradientFlow
+    from mechanisms.dynamics.gradient_flow import Trajectory as Trajectory
+    from mechanisms.dynamics.gradient_flow import chain_flow as chain_flow
+    from mechanisms.dynamics.initialisation import OUTCOMES as OUTCOMES
+    from mechanisms.dynamics.initialisation import mode_initialisation as mode_initialisation
+    from mechanisms.dynamics.initialisation import separable_classes as separable_classes
+    from mechanisms.dynamics.initialisation import success_probability as success_probability
+    from mechanisms.dynamics.initialisation import unit_outcome as unit_outcome
+    from mechanisms.dynamics.initialisation import will_learn as will_learn
     from mechanisms.dynamics.limits import Limit as Limit
     from mechanisms.dynamics.limits import largest_eigenvalue as largest_eigenvalue
+    from mechanisms.dynamics.modes import Mode as Mode
+    from mechanisms.dynamics.modes import error_curve as error_curve
+    from mechanisms.dynamics.modes import imbalance as imbalance
+    from mechanisms.dynamics.modes import margin_curve as margin_curve
+    from mechanisms.dynamics.modes import time_to_confidence as time_to_confidence
+    from mechanisms.dynamics.modes import time_to_margin as time_to_margin
     from mechanisms.dynamics.paths import gradient_descent as gradient_descent
     from mechanisms.dynamics.paths import training_path as training_path
     from mechanisms.dynamics.simulation import order_parameters as order_parameters
@@ -38,38 +61,65 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.starvation import Starvation as Starvation
     from mechanisms.dynamics.starvation import starvation_index as starvation_index
     from mechanisms.dynamics.starvation import starvation_matrix as starvation_matrix
+    from mechanisms.dynamics.two_features import starvation_curve as starvation_curve
+    from mechanisms.dynamics.two_features import starved_response as starved_response
 
-_HOMES: dict[str, str] = {
+_HOMES = {
     "Descents": "curves",
     "ErrorForecast": "forecast",
     "FeatureDecomposition": "features",
     "FixedPoint": "dual",
+    "Forecast": "deep",
+    "GradientFlow": "gradient_flow",
+    "InitialisationReport": "conditions",
     "LearningCurve": "epochwise",
     "Limit": "limits",
+    "Mode": "modes",
+    "OUTCOMES": "initialisation",
+    "SeparabilityReport": "conditions",
     "SpectralDecouplingLoss": "decoupling",
     "Starvation": "starvation",
     "TeacherStudent": "epochwise",
+    "Trajectory": "gradient_flow",
+    "chain_flow": "gradient_flow",
+    "check_initialisation": "conditions",
+    "check_separability": "conditions",
     "decompose": "features",
     "decompose_kernel": "features",
     "decoupled_margin": "dual",
     "descents": "curves",
     "dual_flow": "dual",
+    "error_curve": "modes",
     "fixed_point": "dual",
+    "forecast": "deep",
     "gradient_descent": "paths",
+    "imbalance": "modes",
     "jacobian_features": "features",
     "jacobian_kernel": "features",
     "largest_eigenvalue": "limits",
     "layer_features": "forecast",
     "learning_curve": "epochwise",
     "learning_curves": "epochwise",
+    "margin_curve": "modes",
+    "mode_initialisation": "initialisation",
+    "mode_state": "deep",
     "order_parameters": "simulation",
     "predict_test_error": "forecast",
     "responses": "features",
+    "separable_classes": "initialisation",
     "simulate": "simulation",
     "spectral_decoupling": "decoupling",
+    "starvation_curve": "two_features",
     "starvation_index": "starvation",
     "starvation_matrix": "starvation",
+    "starved_response": "two_features",
+    "success_probability": "initialisation",
+    "time_to_confidence": "modes",
+    "time_to_margin": "modes",
     "training_path": "paths",
+    "unit_activity": "conditions",
+    "unit_outcome": "initialisation",
+    "will_learn": "initialisation",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore
 __getattr__ = lazy_names(__name__, _HOMES)
