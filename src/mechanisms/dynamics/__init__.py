@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.features import jacobian_features as jacobian_features
     from mechanisms.dynamics.features import jacobian_kernel as jacobian_kernel
     from mechanisms.dynamics.features import responses as responses
-    from mechanisms.dynamics.forecast import ErrorForecast as ErrorForecast
-    from mechanisms.dynamics.forecast import layer_features as layer_features
-    from mechanisms.dynamics.forecast import predict_test_error as predict_test_error
     from mechanisms.dynamics.gradient_flow import GradientFlow as GradientFlow
     from mechanisms.dynamics.gradient_flow import Trajectory as Trajectory
     from mechanisms.dynamics.gradient_flow import chain_flow as chain_flow
@@ -61,12 +58,15 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.starvation import Starvation as Starvation
     from mechanisms.dynamics.starvation import starvation_index as starvation_index
     from mechanisms.dynamics.starvation import starvation_matrix as starvation_matrix
+    from mechanisms.dynamics.stopping import ErrorForecast as ErrorForecast
+    from mechanisms.dynamics.stopping import layer_features as layer_features
+    from mechanisms.dynamics.stopping import predict_test_error as predict_test_error
     from mechanisms.dynamics.two_features import starvation_curve as starvation_curve
     from mechanisms.dynamics.two_features import starved_response as starved_response
 
 _HOMES = {
     "Descents": "curves",
-    "ErrorForecast": "forecast",
+    "ErrorForecast": "stopping",
     "FeatureDecomposition": "features",
     "FixedPoint": "dual",
     "Forecast": "deep",
@@ -97,14 +97,14 @@ _HOMES = {
     "jacobian_features": "features",
     "jacobian_kernel": "features",
     "largest_eigenvalue": "limits",
-    "layer_features": "forecast",
+    "layer_features": "stopping",
     "learning_curve": "epochwise",
     "learning_curves": "epochwise",
     "margin_curve": "modes",
     "mode_initialisation": "initialisation",
     "mode_state": "deep",
     "order_parameters": "simulation",
-    "predict_test_error": "forecast",
+    "predict_test_error": "stopping",
     "responses": "features",
     "separable_classes": "initialisation",
     "simulate": "simulation",

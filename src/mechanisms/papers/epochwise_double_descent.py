@@ -311,7 +311,7 @@ paper = Paper(
         "mechanisms.dynamics.limits",
         "mechanisms.dynamics.simulation",
         "mechanisms.dynamics.paths",
-        "mechanisms.dynamics.forecast",
+        "mechanisms.dynamics.stopping",
         "mechanisms.dynamics.curves",
     ),
     experiments=(

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.splits import Splits as Splits
     from mechanisms.lab.data.text import Corpus as Corpus
     from mechanisms.lab.data.text import manual_text as manual_text
-    from mechanisms.lab.tables import TableError as TableError
-    from mechanisms.lab.tables import read_table as read_table
-    from mechanisms.lab.tables import write_table as write_table
+    from mechanisms.lab.table_files import TableError as TableError
+    from mechanisms.lab.table_files import read_table as read_table
+    from mechanisms.lab.table_files import write_table as write_table
 
 _HOMES = {
     "ChecksumError": "downloads",
@@ -57,7 +57,7 @@ _HOMES = {
     "RECIPES": "images",
     "Split": "splits",
     "Splits": "splits",
-    "TableError": ".tables",
+    "TableError": ".table_files",
     "WATERBIRDS_SIZES": "generated",
     "brightness": "folders",
     "celeba": "portraits",
@@ -80,10 +80,10 @@ _HOMES = {
     "read_idx": "images",
     "read_image": "folders",
     "read_images": "folders",
-    "read_table": ".tables",
+    "read_table": ".table_files",
     "two_moons": "generated",
     "waterbirds_like": "generated",
-    "write_table": ".tables",
+    "write_table": ".table_files",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -56,7 +56,7 @@ def test_leaving_rows_out_survives_copies_and_empty_columns() -> None:
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = data(40, 20)
     whole = predict_test_error(x, y, TIMES)
-    monkeypatch.setattr("mechanisms.dynamics.forecast.LARGEST_BLOCK", 20_000)
+    monkeypatch.setattr("mechanisms.dynamics.stopping.LARGEST_BLOCK", 20_000)
     torch.testing.assert_close(predict_test_error(x, y, TIMES).error, whole.error, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(predict_test_error(x, y, TIMES).train_error, whole.train_error, atol=1e-12, rtol=1e-12)
 
