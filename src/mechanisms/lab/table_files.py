@@ -127,8 +127,8 @@ def check_writable(path: str | Path) -> None:
     >>> check_writable("environments.xls")
     Traceback (most recent call last):
         ...
-    mechanisms.lab.table_files.TableError: environments.xls: unknown suffix '.xls'; use CSV (.csv, .tsv, .txt, each also \
-.gz) or Parquet (.parquet, .pq)
+    mechanisms.lab.table_files.TableError: environments.xls: unknown suffix '.xls'; use CSV (.csv, .tsv, .txt, each \
+also .gz) or Parquet (.parquet, .pq)
     """
     path = Path(path)
     if _kind(path, WRITABLE) == "npz":
