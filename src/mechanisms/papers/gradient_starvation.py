@@ -279,7 +279,7 @@ MINORITY = Experiment(
                 better_than("worst_group_accuracy", "sd-strong", "ce", bounds=(0, 1)),
             ),
             published=f"worst group 0.832 against 0.404 on CelebA ({SOURCE}, table 2), with a target by class",
-            note="Expected to fail: without a target by class it is a squared loss, which few counter-examples hardly move.",
+            note="Expected to fail: without a target by class it is a squared loss, hardly moved by few examples.",
         ),
     ),
     figures=(

@@ -57,7 +57,7 @@ VARIANTS: dict[str, Way] = {
     "ce-overlap": Way(margin=-2.0),  # margin -0.1 where the others have +0.1
     "ce": Way(),
     "sd": Way(sd=True),
-    "weight-decay": Way(decay=1),
+    "weight-decay": Way(decay=1.0),
     "dropout": Way(dropout=0.7),
     "batch-norm": Way(batch_norm=True),
     "longer": Way(longer=10),
@@ -254,9 +254,9 @@ def run_long(settings: Moons, variant: str, bench: Bench) -> dict[str, Any]:
 
 
 RESPONSES: dict[str, Way] = {
-    "overlap": Way(margin=-2.0, decay=1),
-    "separable": Way(decay=1),
-    "separable-sd": Way(decay=1, sd=True),
+    "overlap": Way(margin=-2.0, decay=1.0),
+    "separable": Way(decay=1.0),
+    "separable-sd": Way(decay=1.0, sd=True),
 }
 SHOWN = (1, 6)  # the features that the paper plots, counted from 1
 
