@@ -157,7 +157,7 @@ def _draw_signs(cell: Cell) -> plotly.graph_objects.Figure:
     from mechanisms.dynamics.starvation import starvation_matrix
 
     settings = Toy()
-    figure = canvas(x="coupling", y="change of the second response with the first strength")
+    figure = canvas(x="coupling", y="dz2 / ds1²")
     deltas = torch.linspace(-0.68, 0.68, 69).tolist()
     for place, first in enumerate((2, 3, 4, 6)):
         slopes = [
