@@ -261,23 +261,30 @@ def _per_example(
         raise ValueError("the model has no parameters with requires_grad=True, so its output has no gradient")
     fixed = {name: value.detach() for name, value in model.named_parameters() if not value.requires_grad}
     fixed |= dict(model.named_buffers())
-    with torch.no_grad():
-        outputs = model(inputs[:1]).numel()
-    if output is None and outputs != 1:
-        raise ValueError(f"the model has {outputs} outputs; choose one, output=k, or a difference, output=(a, b)")
-    chosen = (0,) if output is None else output if isinstance(output, tuple) else (output,)
-    if len(chosen) > 2 or not all(-outputs <= index < outputs for index in chosen):
-        raise ValueError(f"output={output}: the model has outputs 0 to {outputs - 1}; give one of them or a pair")
 
     def one(weights: dict[str, Tensor], example: Tensor) -> Tensor:
-        values = functional_call(model, (weights, fixed), (example.unsqueeze(0),)).flatten()
-        return values[chosen[0]] if len(chosen) == 1 else values[chosen[0]] - values[chosen[1]]
+        values = functional_call(model, (weights, fixed), (example.unsqueeze(0),))
+        return _choose(values, output)
 
     gradient = vmap(grad(one), in_dims=(None, 0))
     dtype = weights[next(iter(weights))].dtype
     for value in weights.values():
         dtype = torch.promote_types(dtype, value.dtype)
     return lambda part: gradient(weights, part), sum(value.numel() for value in weights.values()), dtype
+
+
+def _choose(values: Tensor, output: Output) -> Tensor:
+    """One number from a model's output for one example."""
+    outputs = values.numel()
+    if output is None:
+        if outputs != 1:
+            raise ValueError(f"the model has {outputs} outputs; choose one, output=k, or a difference, output=(a, b)")
+        return values.reshape(())
+    chosen = output if isinstance(output, tuple) else (output,)
+    if len(chosen) > 2 or not all(-outputs <= index < outputs for index in chosen):
+        raise ValueError(f"output={output}: the model has outputs 0 to {outputs - 1}; give one of them or a pair")
+    flat = values.flatten()
+    return flat[chosen[0]] if len(chosen) == 1 else flat[chosen[0]] - flat[chosen[1]]
 
 
 def _check_modes(model: nn.Module) -> None:
