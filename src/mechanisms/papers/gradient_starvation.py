@@ -27,6 +27,8 @@ from mechanisms.lab import (
 from mechanisms.lab.checks import ShareCheck
 from mechanisms.lab.figures import bars, curves
 from mechanisms.papers._starvation import attack, coloured, minority, moons, toy
+from mechanisms.papers._starvation.celeba import EXPERIMENT as CELEBA
+from mechanisms.papers._starvation.cifar import EXPERIMENT as CIFAR
 from mechanisms.papers._starvation.pictures import RESPONSES_FIGURE, boundaries
 
 SOURCE = "Pezeshki et al. 2021"
@@ -332,6 +334,8 @@ paper = Paper(
         MINORITY,
         ATTACK,
         MOONS_LARGE,
+        CELEBA,
+        CIFAR,
     ],
     parts=tuple(f"mechanisms.dynamics.{name}" for name in ("starvation", "decoupling", "features", "dual")),
 )
