@@ -87,6 +87,9 @@ def test_the_road_of_cifar_goes_end_to_end_with_a_classifier_of_one_s_own(tmp_pa
     assert bench.curves["score"][0] == [2, 4]
     assert bench.notes == []
     assert metrics["samples"].startswith("data:image/jpeg")
+    # The file decides the score: other weights, another score of the same images.
+    torch.save(ResNet(18, 10, width=2).state_dict(), tmp_path / "classifier.pth")
+    assert run(settings, "beta-m50-lr-1e-4", Bench(0, settings=settings))["score_of_data"] != metrics["score_of_data"]
 
 
 def test_the_road_of_fashion_mnist_goes_end_to_end_and_says_whose_score_it_is(tmp_path: Path) -> None:

@@ -105,6 +105,14 @@ def test_weights_are_loaded_but_for_the_head(tmp_path: Path, suffix: str) -> Non
     assert torch.equal(model.fc.weight, head)
 
 
+def test_weights_are_loaded_with_the_head_if_it_is_no_exception(tmp_path: Path) -> None:
+    source, model = ResNet(18, 10, width=2), ResNet(18, 10, width=2)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    load_weights(model, str(tmp_path / "weights.pth"), head=None)
+    for name, value in source.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+
+
 @pytest.mark.user_input
 def test_weights_that_do_not_fit_are_one_clear_line(tmp_path: Path) -> None:
     model = ResNet(18, 1, width=4, stem="large")

@@ -175,8 +175,8 @@ def place(model: nn.Module, device: torch.device) -> None:
         model.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
 
-def load_weights(model: nn.Module, path: str, head: str = "fc.") -> None:
-    """Load a state dictionary (`.safetensors`, or `.pt`/`.pth` without other objects) into all but the head.
+def load_weights(model: nn.Module, path: str, head: str | None = "fc.") -> None:
+    """Load a state dictionary (`.safetensors`, or `.pt`/`.pth` without other objects) into all but the head, if any.
 
     Raises:
         NotHere: there is no such file.
@@ -195,11 +195,11 @@ def load_weights(model: nn.Module, path: str, head: str = "fc.") -> None:
             found: Any = safetensors.torch.load_file(place)
         else:
             found = torch.load(place, map_location="cpu", weights_only=True)
-        body = {name: value for name, value in found.items() if not name.startswith(head)}
+        body = {name: value for name, value in found.items() if head is None or not name.startswith(head)}
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{place} cannot be read safely as a state dictionary ({reason})") from None
-    expected = {name: value for name, value in model.state_dict().items() if not name.startswith(head)}
+    expected = {name: value for name, value in model.state_dict().items() if head is None or not name.startswith(head)}
     # Files from before batch norm counted its batches lack the counters; they change nothing.
     lacking = [name for name in expected if name not in body and not name.endswith("num_batches_tracked")]
     wrong = lacking or [name for name in body if name not in expected or body[name].shape != expected[name].shape]

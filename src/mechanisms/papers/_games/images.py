@@ -187,7 +187,7 @@ def classifier(settings: Gan, bench: Bench, x: Tensor, y: Tensor) -> nn.Module:
         return model.state_dict()
 
     if settings.classifier:
-        load_weights(model, settings.classifier, head="")
+        load_weights(model, settings.classifier, head=None)
     else:
         bench.note("scored by a classifier of ours, trained on the same images: not comparable with Inception scores")
         names = ("data", "path", "hub", "batch_size", "classifier_width", "classifier_epochs")
