@@ -1,6 +1,7 @@
 """A run that was killed goes on from its checkpoint and ends with the bits of one that was not."""
 
 import os
+import resource
 import subprocess
 import sys
 from functools import partial
@@ -102,6 +103,37 @@ def test_a_damaged_checkpoint_begins_anew_and_is_noted(tmp_path: Path) -> None:
     assert "could not be read" in bench.notes[0]
 
 
+def test_no_damage_goes_unnoticed(tmp_path: Path) -> None:
+    path, parts = tmp_path / "own.pt", {"model": nn.Linear(40, 40)}
+    Checkpoint(Bench(0), path, seconds=0).keep(1, parts)
+    whole = path.read_bytes()
+    damaged = [whole[:place] + bytes(64) + whole[place + 64 :] for place in range(0, len(whole), 997)]
+    damaged += [whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :] for place in range(0, len(whole), 499)]
+    damaged += [b"", b"]", b"PK", whole[: len(whole) // 2], whole[100:]]
+    for content in damaged:
+        path.write_bytes(content)
+        bench, model = Bench(0), nn.Linear(40, 40)
+        if Checkpoint(bench, path).restore({"model": model}):  # padding was hit
+            assert torch.equal(model.weight, parts["model"].weight)
+        else:
+            assert "could not be read" in bench.notes[0]
+
+
+def test_a_checkpoint_that_cannot_be_stored_does_not_end_the_run(tmp_path: Path) -> None:
+    path, bench, before = tmp_path / "own.pt", Bench(0), resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint = Checkpoint(bench, path, seconds=0)
+    assert checkpoint.keep(1, {"model": nn.Linear(9, 9)})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, before[1]))
+    try:
+        with pytest.warns(UserWarning, match="could not be stored"):
+            assert not checkpoint.keep(2, {"model": nn.Linear(99, 99)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "could not be stored" in bench.notes[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["own.pt"]
+    assert checkpoint.restore({"model": nn.Linear(9, 9)}) == 1
+
+
 def test_a_checkpoint_is_readable_by_its_owner_alone_and_read_without_unpickling(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(tmp_path / "cache", kill=9)
@@ -162,6 +194,13 @@ def test_batches_go_on_in_the_middle_of_an_epoch(workers: int) -> None:
     second.load_state_dict(first.state_dict())
     seen += [rows.tolist() for _ in range(2) for rows in second]
     assert seen == expected
+
+
+def test_workers_leave_the_global_generator_alone() -> None:
+    with seeded(0):
+        before = torch.get_rng_state()
+        assert len(list(Batches(4, 2, 7, rows_of, workers=1))) == 2
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 def rows_of(rows: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Batches:
         epoch, first = self._epoch, self._batch
         order = torch.randperm(self.count, generator=torch_generator(self.seed, f"order {epoch}"))
         rows = [share[rank() :: world_size()] for share in order.split(self.batch_size)[first : self._length]]
-        read = map(self._read, rows) if self.workers == 0 else iter(self._loader(rows))
+        read = map(self._read, rows) if self.workers == 0 else iter(self._loader(rows, epoch))
         for number, examples in enumerate(read, start=first):
             # Before the batch is handed out: a state that is taken while it is used has it behind it.
             self._epoch, self._batch = (epoch, number + 1) if number + 1 < self._length else (epoch + 1, 0)
@@ -90,13 +90,15 @@ class Batches:
         """Go on from there: the next iteration gives the rest of that epoch."""
         self._epoch, self._batch = state_dict["epoch"], state_dict["batch"]
 
-    def _loader(self, rows: list[Tensor]) -> torch.utils.data.DataLoader:
+    def _loader(self, rows: list[Tensor], epoch: int) -> torch.utils.data.DataLoader:
         return torch.utils.data.DataLoader(
             _Reader(self._read),
             sampler=rows,  # pyrefly: ignore[bad-argument-type]
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self._device.type == "cuda",
+            # Otherwise it draws from torch's global generator, and a resumed epoch would do so once more.
+            generator=torch_generator(self.seed, f"workers {epoch}"),
         )
 
 

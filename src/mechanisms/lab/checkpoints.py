@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import pickle
 import time
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -24,6 +26,18 @@ if TYPE_CHECKING:
     from mechanisms.lab.bench import Bench
 
 LAYOUT = 1
+FIELDS = {"layout", "step", "shared", "processes", "curves", "notes"}
+# What zipfile and torch.load raise for a file that is no checkpoint, or a damaged one.
+DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @runtime_checkable
@@ -106,10 +120,8 @@ class Checkpoint:
         Processes that train together must all call it at the same steps.
 
         Returns:
-            Whether it was stored.
-
-        Raises:
-            OSError: the disk is full or the folder cannot be written; the last checkpoint is as it was.
+            Whether it was stored. When it could not be (the disk is full, the folder cannot be written) the run goes
+            on, with a warning and a note; the last checkpoint is as it was.
         """
         if self.path is None or not first_decides(lambda: now or time.monotonic() - self._kept >= self._seconds):
             return False
@@ -128,9 +140,12 @@ class Checkpoint:
             "curves": list(self._bench.curves.items()),
             "notes": list(self._bench.notes),
         }
-        first_decides(lambda: self._write(content))
         self._kept = time.monotonic()
-        return True
+        if failure := first_decides(lambda: self._write(content)):
+            text = f"the checkpoint {self.path} could not be stored ({failure}); the run goes on without it"
+            warnings.warn(text, stacklevel=2)
+            self._bench.note(text)
+        return not failure
 
     def remove(self) -> None:
         """Delete the file: the run is over."""
@@ -141,19 +156,27 @@ class Checkpoint:
         if self.path is None or not self.path.is_file():
             return None
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+            with zipfile.ZipFile(self.path) as file:  # torch.load does not look at the checksums
+                whole = file.testzip() is None
+            content = torch.load(self.path, map_location="cpu", weights_only=True) if whole else None
+        except DAMAGED:
             content = None
-        if not isinstance(content, dict) or content.get("layout") != LAYOUT:
+        if not isinstance(content, dict) or content.get("layout") != LAYOUT or set(content) != FIELDS:
             self._bench.note(f"the checkpoint {self.path.name} could not be read: the run began anew")
             return None
         return content
 
-    def _write(self, content: dict[str, Any]) -> None:
+    def _write(self, content: dict[str, Any]) -> str:
+        """Store the file; what went wrong, as text, or nothing."""
         assert self.path is not None
-        private_folder(self.path.parent)
-        with whole_file(self.path, private=True) as file:
-            torch.save(content, file)
+        try:
+            private_folder(self.path.parent)
+            with whole_file(self.path, private=True) as file:
+                torch.save(content, file)
+        except (OSError, RuntimeError) as error:  # torch's writer hides the system's error behind one of its own
+            cause = error if isinstance(error, OSError) else error.__context__
+            return (cause.strerror if isinstance(cause, OSError) else None) or str(error).splitlines()[0]
+        return ""
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
