@@ -242,6 +242,17 @@ def test_the_index_of_a_network_is_that_of_its_kernel(monkeypatch: pytest.Monkey
     assert by_jacobian.index.shape == by_jacobian.strengths.shape == by_jacobian.predicted.shape == (4,)
 
 
+def test_the_index_takes_single_precision_and_fewer_parameters_than_examples() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), torch.randn(12, 3)
+    y = torch.where(torch.arange(12) % 2 == 0, 1, -1)
+    found = starvation_index(model, x, y, l2=0.1, output=0)
+    exact = decompose(torch.cat([x, torch.ones(12, 1)], 1).double(), y)
+    torch.testing.assert_close(found.strengths, exact.strengths, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.matrix, starvation_matrix(exact, 0.1), rtol=1e-9, atol=1e-9)
+    assert not torch.isnan(found.index).any()
+
+
 def test_the_index_is_the_elasticity_of_the_starving_entries() -> None:
     rotation = torch.tensor([[0.6, 0.8], [-0.8, 0.6]], dtype=torch.float64)
     model = nn.Linear(2, 1, bias=False).double()
@@ -291,6 +302,18 @@ def test_what_is_refused() -> None:
     model = nn.Linear(2, 1)
     with pytest.raises(ValueError, match=r"\{-1, \+1\}"):
         starvation_index(model, torch.ones(2, 2), torch.tensor([0, 1]), l2=0.1)
+    ones, signs = torch.ones(2, 2), torch.tensor([-1, 1])
+    with pytest.raises(ValueError, match="num_features=0"):
+        starvation_index(model, ones, signs, l2=0.1, num_features=0)
+    with pytest.raises(ValueError, match="the margins diverge"):
+        starvation_index(model, ones, signs, l2=0)
+    with pytest.raises(TypeError, match="inputs must be a tensor"):
+        starvation_index(model, 3, signs, l2=0.1)  # pyrefly: ignore
+    for output in ((0, 0), (0,), (0, 2), 2, [0, 1]):
+        with pytest.raises(ValueError, match="give one of them or a pair"):
+            starvation_index(nn.Linear(2, 2), ones, signs, l2=0.1, output=output)  # pyrefly: ignore
+    with pytest.raises(ValueError, match=r"target has shape \(3,\), expected a number or \(2,\)"):
+        fixed_point(toy(3), 0.1, penalty="logits", target=torch.ones(3))
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         starvation_index(nn.Sequential(nn.Dropout(), model), torch.ones(2, 2), torch.tensor([-1, 1]), l2=0.1)
 

@@ -112,6 +112,20 @@ def test_half_precision_features_are_decomposed_in_float32() -> None:
     assert found.weights.dtype == torch.float32
 
 
+class Noisy(nn.Linear):
+    """Drops inputs by a function, which no module shows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.dropout(x, 0.5, self.training))
+
+
+class Twice(nn.Linear):
+    """Gives more than one tensor."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # pyrefly: ignore
+        return super().forward(x), x
+
+
 @pytest.mark.user_input
 def test_models_without_a_gradient_for_each_example_are_refused() -> None:
     inputs = batch()
@@ -125,6 +139,10 @@ def test_models_without_a_gradient_for_each_example_are_refused() -> None:
         jacobian_kernel(nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 1)).double(), inputs)
     with pytest.raises(ValueError, match="LSTM"):
         jacobian_features(nn.LSTM(3, 3, num_layers=2, dropout=0.5), inputs)
+    with pytest.raises(ValueError, match=r"draws at random.*call model.eval\(\)"):
+        jacobian_features(Noisy(3, 1).double(), inputs)
+    with pytest.raises(TypeError, match="the model gives a tuple"):
+        jacobian_features(Twice(3, 1).double(), inputs)
     with pytest.raises(ValueError, match="the model has 2 outputs; choose one"):
         jacobian_features(network(2), inputs)
     with pytest.raises(ValueError, match="outputs 0 to 1"):

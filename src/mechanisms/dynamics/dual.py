@@ -73,8 +73,8 @@ def fixed_point(
         target: for the penalty on logits, where it pulls the margins: a number or one for each example, y gamma_y.
 
     Raises:
-        ValueError: l2 of 0 or less, weights that are not orthonormal, a kernel that is not symmetric, a target with the
-            penalty on weights.
+        ValueError: l2 of 0 or less, weights that are not orthonormal, a kernel that is not symmetric, a target of the
+            wrong length or with the penalty on weights.
 
     Warns:
         UserWarning: the penalty is on the logits and there are fewer features than examples: they do not move freely,
@@ -90,10 +90,13 @@ def fixed_point(
     [6.37267, 1.70755]
     """
     check_choice(penalty, "penalty", PENALTIES)
-    strength = _check_l2(l2)
+    strength = check_l2(l2)
     weights, strengths = as_features(features)
     examples = len(weights)
-    pulls = torch.broadcast_to(_as_double(target).to(weights.device), (examples,))
+    pulls = _as_double(target).to(weights.device)
+    if pulls.shape not in ((), (examples,)):
+        raise ValueError(f"target has shape {tuple(pulls.shape)}, expected a number or ({examples},), one an example")
+    pulls = pulls.expand(examples)
     if penalty == "weights":
         if bool((pulls != 0).any()):
             raise ValueError("target pulls logits, so it needs penalty='logits'")
@@ -134,7 +137,7 @@ def decoupled_margin(l2: float | int, *, target: float | int | Tensor = 0.0) -> 
     >>> print(round(float(decoupled_margin(0.2, target=2.5)), 5), round(float(decoupled_margin(0.2, target=-0.44)), 5))
     2.78948 0.95221
     """
-    strength = _check_l2(l2)
+    strength = check_l2(l2)
     pulls = _as_double(target)
     low, high = pulls, pulls + 1 / strength  # sigmoid is between 0 and 1
     margin = torch.minimum(high, pulls.clamp(min=0) + np.log1p(1 / strength))
@@ -183,7 +186,7 @@ def dual_flow(
     """
     from scipy.integrate import solve_ivp
 
-    strength, speed = _check_l2(l2), check_number(rate, "rate", above=0)
+    strength, speed = check_l2(l2), check_number(rate, "rate", above=0)
     first = check_number(start, "start", above=0, below=1)
     moments = as_finite(times, "times", dtype=torch.float64).cpu().numpy()
     if moments.ndim != 1 or len(moments) == 0 or moments[0] < 0 or not np.all(np.diff(moments) > 0):
@@ -248,7 +251,15 @@ def _as_double(target: float | int | Tensor) -> Tensor:
     return as_finite(torch.as_tensor(target, dtype=torch.float64), "target")
 
 
-def _check_l2(l2: float | int) -> float:
+def check_l2(l2: float | int) -> float:
+    """A penalty above 0.
+
+    Raises:
+        ValueError: it is not; the message says why it has to be.
+
+    >>> check_l2(1)
+    1.0
+    """
     try:
         return check_number(l2, "l2", above=0)
     except ValueError as error:

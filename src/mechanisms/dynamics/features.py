@@ -154,9 +154,12 @@ def decompose(features: Tensor, labels: Tensor, *, num_features: int | None = No
     values = as_finite(features, "features")
     if values.dim() != 2 or 0 in values.shape:
         raise ValueError(f"features have shape {tuple(values.shape)}, expected (examples, parameters)")
-    signs = check_signs(labels, len(values)).to(values)
     values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    weights, strengths, directions = torch.linalg.svd(signs.to(values)[:, None] * values, full_matrices=False)
+    signs = check_signs(labels, len(values)).to(values)
+    # LAPACK is slow on wide matrices, so their QR decomposition comes first.
+    basis, lower = torch.linalg.qr((signs[:, None] * values).T)
+    weights, strengths, inner = torch.linalg.svd(lower.T, full_matrices=False)
+    directions = inner @ basis.T
     keep = _number(num_features, len(strengths))
     flips = _flips(weights)
     return FeatureDecomposition((weights * flips)[:, :keep], strengths[:keep], (directions * flips[:, None])[:keep])
@@ -227,6 +230,20 @@ def responses(logits: Tensor, labels: Tensor, decomposition: FeatureDecompositio
     return (values * check_signs(labels, examples).to(values)).to(dtype) @ decomposition.weights.to(dtype)
 
 
+def check_inputs(inputs: Tensor) -> None:
+    """Inputs are a tensor with at least one example.
+
+    Raises:
+        TypeError, ValueError: they are not.
+
+    >>> check_inputs(torch.ones(1, 2))
+    """
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
+    if inputs.dim() == 0 or len(inputs) == 0:
+        raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (examples, ...) with at least one example")
+
+
 def check_signs(labels: Tensor, examples: int) -> Tensor:
     """Labels in {-1, +1}, one for each example.
 
@@ -251,10 +268,7 @@ def _per_example(
     model: nn.Module, inputs: Tensor, output: Output
 ) -> tuple[Callable[[Tensor], dict[str, Tensor]], int, torch.dtype]:
     """The function from examples to their gradients by parameter, the number of parameters, and their type."""
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a tensor, got {type(inputs).__name__}")
-    if inputs.dim() == 0 or len(inputs) == 0:
-        raise ValueError(f"inputs have shape {tuple(inputs.shape)}, expected (examples, ...) with at least one example")
+    check_inputs(inputs)
     _check_modes(model)
     weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     if not weights:
@@ -267,22 +281,38 @@ def _per_example(
         return _choose(values, output)
 
     gradient = vmap(grad(one), in_dims=(None, 0))
+
+    def rows(part: Tensor) -> dict[str, Tensor]:
+        try:
+            return gradient(weights, part)
+        except RuntimeError as error:
+            if "randomness error mode" not in str(error):
+                raise
+            raise ValueError(
+                "the model draws at random, so the gradient of one example is undefined; call model.eval()"
+            ) from None
+
     dtype = weights[next(iter(weights))].dtype
     for value in weights.values():
         dtype = torch.promote_types(dtype, value.dtype)
-    return lambda part: gradient(weights, part), sum(value.numel() for value in weights.values()), dtype
+    return rows, sum(value.numel() for value in weights.values()), dtype
 
 
 def _choose(values: Tensor, output: Output) -> Tensor:
     """One number from a model's output for one example."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"the model gives a {type(values).__name__}, expected a tensor; wrap it in one that picks it")
     outputs = values.numel()
     if output is None:
         if outputs != 1:
             raise ValueError(f"the model has {outputs} outputs; choose one, output=k, or a difference, output=(a, b)")
         return values.reshape(())
     chosen = output if isinstance(output, tuple) else (output,)
-    if len(chosen) > 2 or not all(-outputs <= index < outputs for index in chosen):
-        raise ValueError(f"output={output}: the model has outputs 0 to {outputs - 1}; give one of them or a pair")
+    known = all(isinstance(index, int) and -outputs <= index < outputs for index in chosen)
+    if not known or len({index % outputs for index in chosen}) != (2 if isinstance(output, tuple) else 1):
+        raise ValueError(
+            f"output={output}: the model has outputs 0 to {outputs - 1}; give one of them or a pair of two, (a, b)"
+        )
     flat = values.flatten()
     return flat[chosen[0]] if len(chosen) == 1 else flat[chosen[0]] - flat[chosen[1]]
 

@@ -31,12 +31,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mechanisms._base.validation import check_number
 from mechanisms.dynamics.decoupling import SpectralDecouplingLoss, spectral_decoupling
-from mechanisms.dynamics.dual import FixedPoint, as_features, decoupled_margin, dual_flow, fixed_point
+from mechanisms.dynamics.dual import FixedPoint, as_features, check_l2, decoupled_margin, dual_flow, fixed_point
 from mechanisms.dynamics.features import (
     FeatureDecomposition,
     Output,
     Progress,
+    check_inputs,
     check_signs,
     decompose,
     decompose_kernel,
@@ -63,7 +65,8 @@ __all__ = [
     "starvation_matrix",
 ]
 
-JACOBIAN_NUMBERS = 2**27  # up to here the Jacobian is kept (512 MiB in float32), which is more precise than the kernel
+JACOBIAN_NUMBERS = 2**27  # up to here the Jacobian is kept (512 MiB in float32), so that its kernel can be in float64
+PART = 2**16  # of its columns that are in float64 at a time
 
 
 class Starvation(NamedTuple):
@@ -150,30 +153,34 @@ def starvation_index(
     >>> bool(found.index[1:].max() > found.index[0])
     True
     """
-    signs = check_signs(labels, len(inputs))
-    numbers = len(inputs) * sum(value.numel() for value in model.parameters() if value.requires_grad)
+    check_l2(l2)
+    most = int(check_number(num_features, "num_features", at_least=1))
+    check_inputs(inputs)
+    signs = check_signs(labels, len(inputs)).to(inputs.device)
+    width = sum(value.numel() for value in model.parameters() if value.requires_grad)
     ways = {"output": output, "chunk_size": chunk_size, "progress": progress}
-    if numbers <= JACOBIAN_NUMBERS:
-        found = decompose(jacobian_features(model, inputs, **ways).double(), signs.to(inputs.device))._replace(
-            directions=None
-        )
+    if len(inputs) * width <= JACOBIAN_NUMBERS:
+        # All that follows depends on the kernel, which takes a small part of the time of a singular value decomposition
+        # and in double precision says as much.
+        kernel = torch.zeros(len(inputs), len(inputs), dtype=torch.float64, device=inputs.device)
+        for part in jacobian_features(model, inputs, **ways).split(PART, 1):
+            columns = part.double()
+            kernel.addmm_(columns, columns.T)
     else:
-        found = decompose_kernel(jacobian_kernel(model, inputs, **ways), signs.to(inputs.device))
+        kernel = jacobian_kernel(model, inputs, **ways)
+    found = decompose_kernel(kernel, signs, num_features=min(len(inputs), width))
     with torch.no_grad():
-        logits = model(inputs).flatten(1) if output is not None else model(inputs).reshape(len(inputs), 1)
-    if isinstance(output, tuple):
-        values = logits[:, output[0]] - logits[:, output[1]]
-    else:
-        values = logits[:, output or 0]
+        logits = model(inputs).reshape(len(inputs), -1)
+    values = logits[:, output[0]] - logits[:, output[1]] if isinstance(output, tuple) else logits[:, output or 0]
     rest = fixed_point(found, l2)
     matrix = starvation_matrix(found, l2)
-    keep = min(num_features, len(found.strengths))
+    keep = min(most, len(found.strengths))
     falls = _falls(matrix, found.strengths.double(), rest.responses)
     return Starvation(
         index=falls[:keep],
         matrix=matrix[:keep, :keep],
         strengths=found.strengths[:keep],
-        responses=responses(values, signs.to(values.device), found)[:keep],
+        responses=responses(values, signs, found)[:keep],
         predicted=rest.responses[:keep],
         margins=values * signs.to(values),
         decomposition=found,
