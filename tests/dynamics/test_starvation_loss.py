@@ -163,6 +163,14 @@ def test_class_probabilities_and_a_loss_of_the_users_own() -> None:
     assert torch.isfinite(ignoring(logits, torch.tensor([0, -100, 1, 2, -100])))
 
 
+def test_class_indices_of_any_integer_type_are_taken_and_padding_is_refused() -> None:
+    logits, labels = draws(4, 3), torch.tensor([0, 1, 2, 1])
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(SpectralDecouplingLoss()(logits, labels.to(dtype)), SpectralDecouplingLoss()(logits, labels))
+    with pytest.raises(ValueError, match="to 1; leave positions without a label"):
+        SpectralDecouplingLoss()(logits, torch.tensor([0, 1, -100, 1]))
+
+
 def test_soft_binary_labels_are_taken_by_the_plain_form() -> None:
     logits, labels = draws(4), torch.tensor([0.1, 0.9, 0.5, 1.0], dtype=torch.float64)
     expected = F.binary_cross_entropy_with_logits(logits, labels) + 0.01 * logits.square().mean()

@@ -113,8 +113,9 @@ class SpectralDecouplingLoss(nn.Module):
             squares over the classes. A `base_loss` does its own, which has to agree.
 
     Shapes of `forward(logits, labels)`: logits (batch,) and labels (batch,) in {0, 1}; logits (batch, classes, ...) and
-    class indices (batch, ...), or class probabilities of the logits' shape. Where positions are to be ignored, give
-    `base_loss=nn.CrossEntropyLoss(ignore_index=...)`: its labels are not checked.
+    class indices (batch, ...), or class probabilities of the logits' shape. Positions without a label (padding, -100)
+    are refused: leave them out of both, as in the second example. A `base_loss` with an `ignore_index` would ignore
+    them, but the penalty would not.
 
     Raises:
         ValueError: a negative coefficient, per_class with another reduction than "mean"; in a call: labels in
@@ -123,6 +124,9 @@ class SpectralDecouplingLoss(nn.Module):
     >>> objective = SpectralDecouplingLoss(0.1, target=(0.44, 2.5), per_class=True)  # the paper's on CelebA
     >>> objective(torch.tensor([2.5, 0.44]), torch.tensor([1, 0]))
     tensor(0.5080)
+    >>> logits, labels = torch.randn(2, 5, 3), torch.tensor([[0, 4, 2], [3, -100, -100]])
+    >>> there = labels != -100
+    >>> loss = SpectralDecouplingLoss()(logits.movedim(1, -1)[there], labels[there])
     """
 
     def __init__(
@@ -186,6 +190,7 @@ class SpectralDecouplingLoss(nn.Module):
         if labels.shape != logits.shape:
             _, classes = _layout(logits, labels)
             _check_labels(labels, classes, whole=True)
+            labels = labels.long()
         return F.cross_entropy(logits, labels, reduction=self.reduction)
 
     def extra_repr(self) -> str:
@@ -266,7 +271,10 @@ def _check_labels(labels: Tensor, classes: int, *, whole: bool = False) -> None:
         low, high = (float(end) for end in torch.aminmax(labels))
         fractions = whole and labels.is_floating_point() and not bool((labels == labels.round()).all())
         if low < 0 or high > classes - 1 or fractions:
-            raise ValueError(f"{message}; got values from {low:g} to {high:g}{', some fractional' * fractions}")
+            padding = "; leave positions without a label (padding) out" if low == -100 else ""
+            raise ValueError(
+                f"{message}; got values from {low:g} to {high:g}{', some fractional' * fractions}{padding}"
+            )
     else:
         inside = (labels >= 0) & (labels <= classes - 1)
         torch._assert_async((inside & (labels == labels.round()) if whole else inside).all(), message)
