@@ -50,8 +50,8 @@ class NegativeMomentumSGD(torch.optim.SGD):
         differentiable: as in torch; never fused.
 
     Raises:
-        ValueError: a momentum outside (-1, 1), a step size of 0 or less, or `nesterov` with a momentum of 0 or less, for
-            which it is not defined.
+        ValueError: a momentum outside (-1, 1), a step size of 0 or less, or `nesterov` with a momentum of 0 or less,
+            for which it is not defined.
 
     >>> x = torch.nn.Parameter(torch.tensor([1.0]))
     >>> optimizer = NegativeMomentumSGD([x], lr=0.1, momentum=-0.5)
