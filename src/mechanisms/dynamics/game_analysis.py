@@ -215,54 +215,84 @@ def analyse_game(
     """
     own = own_parameters(losses, parameters)
     field = field_of(losses, own, create_graph=True)
-    size, sizes = len(field), tuple(sum(parameter.numel() for parameter in player) for player in own)
-    if k is not None:
-        k = int(check_number(k, "k", at_least=1))
-    whole = size <= DENSE if k is None else k >= size - 1
-    if whole:
-        jacobian = left_products(field, own, torch.eye(size, dtype=field.dtype, device=field.device), 128)
-        kept, small_sizes = _without_neutral(jacobian.detach().double().cpu(), sizes)
-        eigenvalues, vectors = _by_magnitude(*torch.linalg.eig(kept.T))
-        game, game_sizes = kept, small_sizes
-        if len(kept) > REDUCED:
-            game, game_sizes = _project(lambda rows: rows @ kept, vectors, small_sizes, both_ends=True)
-        found = torch.linalg.eigvals(jacobian.detach().double().cpu())
+    size = len(field)
+    k = None if k is None else int(check_number(k, "k", at_least=1))
+    if size <= DENSE if k is None else k >= size - 1:
+        linear = _whole(field, own)
     else:
-        jacobian, kept = None, None
-        values, columns = left_eigenpairs(field, own, LEADING if k is None else k, "LM")
-        eigenvalues, vectors = _by_magnitude(torch.as_tensor(values), torch.as_tensor(columns))
-        found = eigenvalues
-        game, game_sizes = _project(
-            lambda rows: left_products(field, own, rows.to(field), 16).double().cpu(), vectors, sizes, both_ends=False
-        )
-    largest = float(found.abs().amax())
+        linear = _leading(field, own, min(LEADING, size - 2) if k is None else k)
+    largest = float(linear.eigenvalues.abs().amax())
     if largest == 0:
         raise ValueError("the game Jacobian is 0 at this point: the losses are linear in the parameters of everyone")
     lr = 4 / largest * torch.logspace(-3, 0, 32, dtype=torch.float64) if lr is None else torch.as_tensor(lr).double()
     if momentum is None:
         momentum = torch.linspace(-0.9, 0.9, 19, dtype=torch.float64)
     momentum = torch.as_tensor(momentum).double()
-    # Players that move together need the eigenvalues alone, and of a whole game they are all there.
-    together = eigenvalues if whole else game
     radii = {
-        "alternating": spectral_radii(game, lr=lr, momentum=momentum, order="alternating", sizes=game_sizes),
-        "simultaneous": spectral_radii(together, lr=lr, momentum=momentum),
+        "alternating": spectral_radii(linear.game, lr=lr, momentum=momentum, order="alternating", sizes=linear.sizes),
+        "simultaneous": spectral_radii(linear.together, lr=lr, momentum=momentum),
     }
-    reduced = not whole or (kept is not None and len(game) < len(kept))
-    settings = _settings(game, game_sizes, together)
-    if reduced and kept is not None and len(kept) <= CHECKED:
-        settings = [_checked(setting, kept, small_sizes) for setting in settings]
+    settings = _settings(linear)
+    if linear.full is not None and len(linear.full[0]) <= CHECKED:
+        settings = [_checked(setting, *linear.full) for setting in settings]
     return GameAnalysis(
         vector_field=field.detach(),
-        jacobian=jacobian,
-        sizes=sizes,
-        eigenvalues=_by_magnitude(found, found[None])[0],
+        jacobian=linear.jacobian,
+        sizes=_sizes(own),
+        eigenvalues=linear.eigenvalues,
         lr=lr,
         momentum=momentum,
         radii=radii,
         settings=tuple(sorted(settings, key=lambda setting: setting.rate_per_gradient)),
-        reduced=reduced,
+        reduced=linear.jacobian is None or linear.full is not None,
     )
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """The linearised game: its eigenvalues, and the game on which maps and searches are made.
+
+    `together` are the eigenvalues for players that move together, all of them where they are known. `full` is the game
+    before it was reduced, where there is one.
+    """
+
+    jacobian: Tensor | None
+    eigenvalues: Tensor
+    game: Tensor
+    sizes: tuple[int, ...]
+    together: Tensor
+    full: tuple[Tensor, tuple[int, ...]] | None = None
+
+
+def _sizes(players: list[list[Tensor]]) -> tuple[int, ...]:
+    return tuple(sum(parameter.numel() for parameter in player) for player in players)
+
+
+def _whole(field: Tensor, players: list[list[Tensor]]) -> _Linear:
+    """From the whole Jacobian."""
+    identity = torch.eye(len(field), dtype=field.dtype, device=field.device)
+    jacobian = left_products(field, players, identity, 128).detach()
+    exact = jacobian.double().cpu()
+    eigenvalues = torch.linalg.eigvals(exact)
+    eigenvalues = eigenvalues[eigenvalues.abs().argsort(descending=True)]
+    game, sizes = _without_neutral(exact, _sizes(players))
+    if len(game) <= REDUCED:
+        return _Linear(jacobian, eigenvalues, game, sizes, torch.linalg.eigvals(game))
+    together, vectors = _by_magnitude(*torch.linalg.eig(game.T))
+    small, small_sizes = _project(lambda rows: rows @ game, vectors, sizes, both_ends=True)
+    return _Linear(jacobian, eigenvalues, small, small_sizes, together, full=(game, sizes))
+
+
+def _leading(field: Tensor, players: list[list[Tensor]], k: int) -> _Linear:
+    """From the `k` eigenvalues of largest magnitude, without building the Jacobian."""
+    values, columns = left_eigenpairs(field, players, k, "LM")
+    eigenvalues, vectors = _by_magnitude(torch.as_tensor(values), torch.as_tensor(columns))
+
+    def left(rows: Tensor) -> Tensor:
+        return left_products(field, players, rows.to(field), 16).double().cpu()
+
+    game, sizes = _project(left, vectors, _sizes(players), both_ends=False)
+    return _Linear(None, eigenvalues, game, sizes, torch.linalg.eigvals(game))
 
 
 def _by_magnitude(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,13 +300,13 @@ def _by_magnitude(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     return values[order].to(torch.complex128), vectors[:, order].to(torch.complex128)
 
 
-def _settings(game: Tensor, sizes: tuple[int, ...], together: Tensor) -> list[Setting]:
+def _settings(linear: _Linear) -> list[Setting]:
     """Each way to play, with the best step size and momentum."""
-    players = len(sizes)
+    players = len(linear.sizes)
     zero = (0.0,) * players
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no step converges is in the rate
-        plain = best_step(together if together.ndim == 1 else torch.linalg.eigvals(together))
+        plain = best_step(linear.together)
     found = [Setting("simultaneous gradient", "simultaneous", "momentum", plain.lr, zero, plain.rate)]
     for name, order, method, gradients in (
         ("alternating gradient", "alternating", "momentum", 1),
@@ -284,12 +314,12 @@ def _settings(game: Tensor, sizes: tuple[int, ...], together: Tensor) -> list[Se
         ("simultaneous optimistic gradient", "simultaneous", "optimistic", 1),
         ("alternating optimistic gradient", "alternating", "optimistic", 1),
     ):
-        system = game if order == "alternating" else together
-        step = best_lr(system, order=order, sizes=sizes, method=method)
+        system = linear.game if order == "alternating" else linear.together
+        step = best_lr(system, order=order, sizes=linear.sizes, method=method)
         found.append(Setting(name, order, method, step.lr, zero, step.rate, gradients))
     for order in ORDERS:
         # A momentum for each player is a grid of one more dimension; beyond two players they share one.
-        tuned = best_momentum(game, sizes, order=order, same=players != 2)
+        tuned = best_momentum(linear.game, linear.sizes, order=order, same=players != 2)
         found.append(Setting(f"{order} momentum", order, "momentum", *tuned))
     return found
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -70,7 +71,8 @@ def best_step(eigenvalues: Tensor | ArrayLike) -> Step:
     >>> best_step([1.0, 3.0])
     Step(lr=0.5, rate=0.5)
     """
-    values = torch.as_tensor(eigenvalues).to(torch.complex128).cpu()
+    given = eigenvalues if isinstance(eigenvalues, Tensor) else np.asarray(eigenvalues)
+    values = torch.as_tensor(given).to(torch.complex128).cpu()
     if values.ndim != 1 or not values.numel():
         raise ValueError(f"eigenvalues have shape {tuple(values.shape)}; expected a vector of at least one")
     as_finite(torch.view_as_real(values), "eigenvalues")
@@ -179,7 +181,7 @@ def best_lr(
     (0.7071, 0.75)
     """
     check_choice(method, "method", METHODS)
-    values = torch.as_tensor(system).detach().cpu()
+    values = torch.as_tensor(system if isinstance(system, Tensor) else np.asarray(system)).detach().cpu()
     top = _scale(values)
 
     def radii(logs: Tensor) -> Tensor:

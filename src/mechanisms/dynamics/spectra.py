@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from numpy.typing import ArrayLike
@@ -118,10 +119,7 @@ def spectral_radius(
                 "eigenvalues describe players that move together with one lr and one momentum; for others give the "
                 "Jacobian and sizes"
             )
-        lr = check_number(lr, "lr", above=0)  # pyrefly: ignore
-        momentum = check_number(momentum, "momentum", above=-1, below=1)  # pyrefly: ignore
-        found = _radii_of_eigenvalues(_eigenvalues(values), torch.tensor([lr]), torch.tensor([momentum]), method)
-        return float(found[0, 0])
+        return float(spectral_radii(values, lr=lr, momentum=momentum, method=method))
     if sizes is None:
         raise ValueError("sizes, the numbers of parameters of the players, are needed to tell them apart")
     operator = update_operator(values, sizes, lr=lr, momentum=momentum, order=order, method=method)
@@ -132,7 +130,7 @@ def spectral_radii(
     system: Tensor | ArrayLike,
     *,
     lr: Tensor | ArrayLike,
-    momentum: Tensor | ArrayLike = (0.0,),
+    momentum: Tensor | ArrayLike = 0.0,
     order: str = "simultaneous",
     sizes: Sequence[int] | None = None,
     method: str = "momentum",
@@ -141,8 +139,8 @@ def spectral_radii(
 
     Args:
         system: as for `spectral_radius`.
-        lr: step sizes (a,), each for all players.
-        momentum: momenta (b,), each for all players; or (b, players), a row for each point.
+        lr: step sizes (a,), each for all players; or one.
+        momentum: momenta (b,), each for all players; or (b, players), a row for each point; or one.
         order, sizes, method: as for `spectral_radius`.
 
     Returns:
@@ -155,8 +153,8 @@ def spectral_radii(
     tensor([[True, True],
             [True, True]])
     """
-    steps = as_finite(lr, "lr", dtype=torch.float64)
-    momenta = as_finite(momentum, "momentum", dtype=torch.float64)
+    steps = torch.atleast_1d(as_finite(lr, "lr", dtype=torch.float64))
+    momenta = torch.atleast_1d(as_finite(momentum, "momentum", dtype=torch.float64))
     if steps.ndim != 1 or momenta.ndim not in (1, 2) or bool((steps <= 0).any()) or bool((momenta.abs() >= 1).any()):
         raise ValueError(
             f"lr of shape {tuple(steps.shape)} and momentum of shape {tuple(momenta.shape)}: expected step sizes (a,) "
@@ -290,7 +288,7 @@ def _radii_of_eigenvalues(
     eigenvalues: Complex[Tensor, " n"], lr: Tensor, momentum: Tensor, method: str
 ) -> Float[Tensor, "steps momenta"]:
     """Radii on a grid, from the closed forms at the top of the file."""
-    eta, beta = lr.double()[:, None, None], momentum.double()[None, :, None]
+    eta, beta = lr[:, None, None], momentum[None, :, None]
     scaled = eta * eigenvalues
     if method == "extragradient":
         return (1 - scaled + scaled**2).abs().amax(-1).expand(-1, len(momentum)).contiguous()
@@ -302,7 +300,8 @@ def _radii_of_eigenvalues(
 
 def _as_system(system: Tensor | ArrayLike) -> Tensor:
     """A real square matrix, or a vector of eigenvalues (complex), in double precision on the CPU."""
-    given = torch.as_tensor(system).detach().cpu()
+    # Python numbers would lose half their digits by way of torch's default type.
+    given = torch.as_tensor(system if isinstance(system, Tensor) else np.asarray(system)).detach().cpu()
     if given.ndim == 2 and not given.is_complex():
         return as_finite(given, "the Jacobian", dtype=torch.float64)
     if given.ndim != 1 or not given.numel():
@@ -342,7 +341,8 @@ def _check_method(method: str, order: str, momentum: Numbers) -> None:
 
 
 def _for_each_player(numbers: Numbers, name: str, players: int, **bounds: float | int) -> Tensor:
-    values = as_finite(numbers, name, dtype=torch.float64).flatten()
+    given = list(numbers) if isinstance(numbers, Sequence) else numbers
+    values = as_finite(given, name, dtype=torch.float64).flatten()
     if len(values) not in (1, players):
         raise ValueError(f"{name} has {len(values)} values for {players} players; give one, or one for each")
     for value in values.tolist():
