@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mechanisms.lab
-from mechanisms.lab.ledger import to_markdown
+from mechanisms.lab.ledger import papers_to_markdown, to_markdown
 from mechanisms.lab.progress import Silent
 from mechanisms.lab.records import read_records
 from mechanisms.lab.registry import load_paper, paper_names
@@ -65,14 +65,25 @@ def test_every_paper_runs_at_smoke(slug: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("slug", OWN)
-def test_the_readme_and_the_page_say_what_the_ledger_says(slug: str) -> None:
+def test_the_page_says_what_the_ledger_says(slug: str) -> None:
     found, problems = ledger([load_paper(slug)], [ROOT / "results"])
     assert problems == []
-    table = to_markdown(found)
-    for file in ("README.md", f"docs/papers/{slug}.md"):
-        text = (ROOT / file).read_text()
-        marked = text.split(f"<!-- ledger {slug} -->")[1].split("<!-- end -->")[0].strip()
-        assert marked == table, f"{file}: put the output of `mech ledger {slug} --markdown` between its markers"
+    marked = between(f"docs/papers/{slug}.md", f"<!-- ledger {slug} -->")
+    assert marked == to_markdown(found), f"put the output of `mech ledger {slug} --markdown` between the markers"
+
+
+def test_the_readme_lists_the_papers_and_their_verdicts() -> None:
+    papers = [load_paper(slug) for slug in OWN]
+    found, _ = ledger(papers, [ROOT / "results"])
+    marked = between("README.md", "<!-- papers -->")
+    assert marked == papers_to_markdown(papers, found), "put the output of `mech list --markdown` between the markers"
+    for slug in OWN:
+        assert f"[{slug}]: docs/papers/{slug}.md" in (ROOT / "README.md").read_text()
+
+
+def between(file: str, marker: str) -> str:
+    """What stands in a file between a marker and the next end."""
+    return (ROOT / file).read_text().split(marker)[1].split("<!-- end -->")[0].strip()
 
 
 def test_committed_records_are_small_and_of_installed_papers() -> None:

@@ -159,16 +159,23 @@ def _ledger(papers: Sequence[Paper], results: Sequence[Path] | None) -> list[Row
 
 
 @app.command("list")
-def list_papers(results: Results = None) -> None:
+def list_papers(
+    results: Results = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="A table for a README.")] = False,
+) -> None:
     """The papers: topic, experiments, and what the ledger says of each."""
+    from mechanisms.lab.ledger import papers_to_markdown, tally
+
     papers = _papers()
     found = _ledger(papers, results)
+    if markdown:
+        print(papers_to_markdown(papers, found))
+        return
     table = Table("paper", "topic", "what it is", "experiments", "ledger", show_lines=True)
     for paper in papers:
-        verdicts = [row.outcome.verdict for row in found if row.slug == paper.slug and not row.changed]
-        tally = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "no claims"
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in tally(found, paper.slug).items()) or "no claims"
         names = ", ".join(experiment.name for experiment in paper.experiments)
-        table.add_row(paper.slug, paper.topic, _plain(paper.summary), names, tally)
+        table.add_row(paper.slug, paper.topic, _plain(paper.summary), names, verdicts)
     out.print(table)
 
 

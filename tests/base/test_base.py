@@ -4,7 +4,9 @@ import torch
 
 from mechanisms._base.device import resolve_device
 from mechanisms._base.extras import MissingExtra, require
+from mechanisms._base.lazy import lazy_names
 from mechanisms._base.seeds import as_seed, numpy_generator, stream_seed, torch_generator
+from mechanisms._base.validation import as_finite, check_choice, check_number
 from mechanisms.lab.machine import device_name
 
 
@@ -61,3 +63,54 @@ def test_devices_are_found_and_unknown_ones_refused() -> None:
 @pytest.mark.parametrize("name", ["cpu", "mps", "xpu"])
 def test_only_cuda_devices_are_asked_for_a_model_name(name: str) -> None:
     assert device_name(torch.device(name)) == name
+
+
+def test_lazy_names_are_found_in_their_homes_and_unknown_ones_are_told() -> None:
+    names = lazy_names("mechanisms.lab.data", {"digits": "images", "read_table": ".tables"})
+    assert names("digits").__module__ == "mechanisms.lab.data.images"
+    assert names("read_table").__module__ == "mechanisms.lab.tables"
+    with pytest.raises(AttributeError, match=r"'mechanisms.lab.data' has no attribute 'digit'"):
+        names("digit")
+
+
+@pytest.mark.user_input
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ([1.0, float("nan"), float("inf")], ValueError, r"x has 2 of 3 values .* the first at \(1,\)"),
+        (["a"], TypeError, "x must be a tensor or an array of numbers, got list"),
+        (torch.zeros(2, dtype=torch.complex64), TypeError, "x must be real"),
+    ],
+)
+def test_values_that_are_no_finite_numbers_are_refused(values: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        as_finite(values, "x")  # pyrefly: ignore
+
+
+def test_finite_values_keep_their_type_and_integers_become_floating_point() -> None:
+    assert as_finite(torch.ones(2, dtype=torch.float16), "x").dtype == torch.float16
+    assert as_finite([1, 2], "x").dtype == torch.get_default_dtype()
+    assert as_finite([1, 2], "x", dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.user_input
+@pytest.mark.parametrize(
+    ("value", "bounds", "error", "message"),
+    [
+        (0, {"above": 0}, ValueError, "lr=0: it must be > 0"),
+        (1, {"above": -1, "below": 1}, ValueError, "lr=1: it must be > -1 and < 1"),
+        (float("nan"), {}, ValueError, "lr=nan: it must be finite"),
+        ("1", {}, TypeError, "lr must be a number, got '1'"),
+        (True, {}, TypeError, "lr must be a number, got True"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused(value: object, bounds: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_number(value, "lr", **bounds)  # pyrefly: ignore
+
+
+def test_a_number_within_bounds_becomes_a_float() -> None:
+    assert check_number(torch.tensor(1), "lr", at_least=1, at_most=1) == 1.0
+    assert check_choice("a", "order", ("a", "b")) == "a"
+    with pytest.raises(ValueError, match="order='c': it must be one of 'a', 'b'"):
+        check_choice("c", "order", ("a", "b"))

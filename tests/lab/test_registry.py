@@ -44,10 +44,18 @@ def test_the_code_hash_follows_imports_to_what_decides_numbers_but_not_into_the_
     source = "from mechanisms._base.seeds import stream_seed\nif TYPE_CHECKING:\n    import mechanisms.robust.xrm\n"
     source += "def f():\n    from mechanisms.lab.data import digits\n    from . import near\n"
     found = registry._imports(source, "pack.part", package=False)
-    assert {"mechanisms._base.seeds", "mechanisms.lab.data", "pack.near"} <= set(found)
-    assert "mechanisms.robust.xrm" not in found
+    assert {("mechanisms._base.seeds", False), ("mechanisms.lab.data.digits", True), ("pack.near", True)} <= set(found)
+    assert not any(name == "mechanisms.robust.xrm" for name, _ in found)
     assert registry._is_machinery("mechanisms.lab.running")
     assert not registry._is_machinery("mechanisms.lab.data.images")
+
+
+def test_a_name_from_a_lazy_package_counts_with_its_home_and_with_no_other() -> None:
+    data, robust = registry._homes("mechanisms.lab.data"), registry._homes("mechanisms.robust")
+    assert data["digits"] == "mechanisms.lab.data.images"
+    assert data["read_table"] == "mechanisms.lab.tables"
+    assert robust["discover_environments"] == "mechanisms.robust.xrm"
+    assert registry._homes("mechanisms.papers") == registry._homes("mechanisms.lab.data.images") == {}
 
 
 def test_a_change_in_what_a_recipe_imports_changes_its_hash(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

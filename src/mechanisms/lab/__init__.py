@@ -3,8 +3,9 @@
 The names below are loaded when they are first used, so that `import mechanisms.lab` stays instant.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mechanisms.lab.bench import Bench as Bench
@@ -45,9 +46,4 @@ _HOMES = {
     "tables": "records",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"mechanisms.lab.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'mechanisms.lab' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -185,6 +185,7 @@ def _draw_curves(
     name: str, variants: tuple[str, ...], axes: Mapping[str, Any], cell: Cell
 ) -> plotly.graph_objects.Figure:
     figure = canvas(y=name.replace("_", " "), **axes)
+    drawn = False
     for variant in variants or tuple(v for v in cell.variants if cell.curves(name, v)):
         colour, symbol, dash = _look(variant, cell)
         label = plain(variant)
@@ -199,6 +200,7 @@ def _draw_curves(
         if not steps:
             figure.add_scatter(x=[None], y=[None], name=f"{label} ({NOTHING})", **look)
             continue
+        drawn = True
         if max(count) > 1:
             figure.add_scatter(
                 x=steps + steps[::-1],
@@ -224,7 +226,7 @@ def _draw_curves(
             **look,
         )
     figure.update_layout(hovermode="x unified")
-    if all(trace["x"][0] is None for trace in figure.data):
+    if not drawn:
         _say_nothing(figure)
     return figure
 

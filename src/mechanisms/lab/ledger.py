@@ -163,6 +163,23 @@ def to_markdown(found: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
+def tally(found: Iterable[Row], slug: str) -> Counter[str]:
+    """How many claims of a paper hold, fail, are undecided or not run, in the experiments' own configurations."""
+    return Counter(row.outcome.verdict for row in found if row.slug == slug and not row.changed)
+
+
+def papers_to_markdown(papers: Iterable[Paper], found: Sequence[Row]) -> str:
+    """A table of papers and the tally of their verdicts, for a README that says where `[slug]` leads."""
+    verdicts = ("holds", "fails", "undecided", "not run")
+    lines = [f"| paper | topic | what it does | {' | '.join(verdicts)} |", "|---|---|---|" + "--:|" * len(verdicts)]
+    for paper in papers:
+        counts = tally(found, paper.slug)
+        what = f"{paper.title} ({paper.authors}, {paper.venue or paper.year}): {paper.summary}"
+        cells = (f"[{paper.slug}]", paper.topic, _cell(what), *(str(counts[verdict] or "") for verdict in verdicts))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _cell(text: str) -> str:
     """Text that cannot break out of a table cell or be read as HTML."""
     return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")

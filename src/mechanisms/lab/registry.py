@@ -54,17 +54,25 @@ def code_hash(paper_slug: str) -> str:
     """
     point = next(p for p in importlib.metadata.entry_points(group=GROUP) if p.name == paper_slug)
     own = {point.module.partition(".")[0], "mechanisms"}
-    digest = hashlib.sha256()
-    todo, sources = [point.module, *load_paper(paper_slug).parts], dict[str, str]()
+    parts = load_paper(paper_slug).parts
+    digest, sources = hashlib.sha256(), dict[str, str]()
+    todo, seen = [(module, True) for module in (point.module, *parts)], set[tuple[str, bool]]()
     while todo:
-        module = todo.pop()
-        if module in sources or module.partition(".")[0] not in own or _is_machinery(module):
+        module, whole = todo.pop()
+        if (module, whole) in seen or module.partition(".")[0] not in own or _is_machinery(module):
             continue
+        seen.add((module, whole))
         path = _source_file(module)
         if path is None:
-            if module in load_paper(paper_slug).parts:
+            package, _, name = module.rpartition(".")
+            if home := _homes(package).get(name):
+                todo.append((home, True))
+            elif module in parts:
                 raise PaperError(f"paper {paper_slug!r} names the part {module!r}, which is not there")
             continue  # a name in a module, not a module
+        if homes := _homes(module):  # a table of names: what it leads to counts, where it is taken whole
+            todo += [(home, True) for home in homes.values() if whole]
+            continue
         source = path.read_text(encoding="utf-8")
         sources[module] = _bare_source(source)
         todo += _imports(source, module, package=path.name == "__init__.py")
@@ -92,9 +100,23 @@ def _source_file(module: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _imports(source: str, module: str, *, package: bool) -> list[str]:
-    """The modules that a source imports, inside functions too; those for type checkers are left out."""
-    found: list[str] = []
+@cache
+def _homes(package: str) -> dict[str, str]:
+    """The names that a package loads when they are used, each with its module: its table `_HOMES`, read as text."""
+    path = _source_file(package) if package else None
+    if path is None or path.name != "__init__.py":
+        return {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == "_HOMES" and isinstance(node, ast.Assign | ast.AnnAssign):
+            table = ast.literal_eval(node.value) if node.value is not None else {}
+            return {name: importlib.util.resolve_name(f".{home}", package) for name, home in table.items()}
+    return {}
+
+
+def _imports(source: str, module: str, *, package: bool) -> list[tuple[str, bool]]:
+    """What a source imports, inside functions too, and whether all of it; imports for type checkers are left out."""
+    found: list[tuple[str, bool]] = []
     todo: list[ast.AST] = [ast.parse(source)]
     while todo:
         node = todo.pop()
@@ -102,13 +124,13 @@ def _imports(source: str, module: str, *, package: bool) -> list[str]:
             todo += node.orelse
             continue
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found += [(alias.name, True) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = module.split(".")[: len(module.split(".")) - node.level + package]
                 base = ".".join([*parents, *([base] if base else [])])
-            found += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            found += [(base, False), *((f"{base}.{alias.name}", True) for alias in node.names)]
         todo += ast.iter_child_nodes(node)
     return found
 

@@ -1,56 +1,73 @@
 """Data sets, one function each, as NumPy arrays with a stated shape, type and range.
 
 Embedded ones need no download; those that lie elsewhere raise `mechanisms.lab.NotHere`, which says where they were
-looked for and how to get them. Everything random follows from a seed.
+looked for and how to get them. Everything random follows from a seed. The names below are loaded when they are first
+used, so that a recipe depends on the sets it uses and on no other.
 
 >>> from mechanisms.lab import data
 >>> data.digits().train.x.shape
 (1100, 8, 8)
 """
 
-from mechanisms.lab.data.downloads import ChecksumError, download
-from mechanisms.lab.data.files import features_file, hub_dataset, read_arrays
-from mechanisms.lab.data.generated import WATERBIRDS_SIZES, gaussian_blobs, two_moons, waterbirds_like
-from mechanisms.lab.data.images import (
-    RECIPES,
-    ColourRecipe,
-    colour,
-    coloured_digits,
-    coloured_fashion_mnist,
-    digits,
-    fashion_mnist,
-    read_idx,
-)
-from mechanisms.lab.data.known import DataSet, data_sets
-from mechanisms.lab.data.splits import Split, Splits
-from mechanisms.lab.data.text import Corpus, manual_text
-from mechanisms.lab.tables import TableError, read_table, write_table
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "RECIPES",
-    "WATERBIRDS_SIZES",
-    "ChecksumError",
-    "ColourRecipe",
-    "Corpus",
-    "DataSet",
-    "Split",
-    "Splits",
-    "TableError",
-    "colour",
-    "coloured_digits",
-    "coloured_fashion_mnist",
-    "data_sets",
-    "digits",
-    "download",
-    "fashion_mnist",
-    "features_file",
-    "gaussian_blobs",
-    "hub_dataset",
-    "manual_text",
-    "read_arrays",
-    "read_idx",
-    "read_table",
-    "two_moons",
-    "waterbirds_like",
-    "write_table",
-]
+from mechanisms._base.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mechanisms.lab.data.downloads import ChecksumError as ChecksumError
+    from mechanisms.lab.data.downloads import download as download
+    from mechanisms.lab.data.files import features_file as features_file
+    from mechanisms.lab.data.files import hub_dataset as hub_dataset
+    from mechanisms.lab.data.files import read_arrays as read_arrays
+    from mechanisms.lab.data.generated import WATERBIRDS_SIZES as WATERBIRDS_SIZES
+    from mechanisms.lab.data.generated import gaussian_blobs as gaussian_blobs
+    from mechanisms.lab.data.generated import two_moons as two_moons
+    from mechanisms.lab.data.generated import waterbirds_like as waterbirds_like
+    from mechanisms.lab.data.images import RECIPES as RECIPES
+    from mechanisms.lab.data.images import ColourRecipe as ColourRecipe
+    from mechanisms.lab.data.images import colour as colour
+    from mechanisms.lab.data.images import coloured_digits as coloured_digits
+    from mechanisms.lab.data.images import coloured_fashion_mnist as coloured_fashion_mnist
+    from mechanisms.lab.data.images import digits as digits
+    from mechanisms.lab.data.images import fashion_mnist as fashion_mnist
+    from mechanisms.lab.data.images import read_idx as read_idx
+    from mechanisms.lab.data.known import DataSet as DataSet
+    from mechanisms.lab.data.known import data_sets as data_sets
+    from mechanisms.lab.data.splits import Split as Split
+    from mechanisms.lab.data.splits import Splits as Splits
+    from mechanisms.lab.data.text import Corpus as Corpus
+    from mechanisms.lab.data.text import manual_text as manual_text
+    from mechanisms.lab.tables import TableError as TableError
+    from mechanisms.lab.tables import read_table as read_table
+    from mechanisms.lab.tables import write_table as write_table
+
+_HOMES = {
+    "ChecksumError": "downloads",
+    "ColourRecipe": "images",
+    "Corpus": "text",
+    "DataSet": "known",
+    "RECIPES": "images",
+    "Split": "splits",
+    "Splits": "splits",
+    "TableError": ".tables",
+    "WATERBIRDS_SIZES": "generated",
+    "colour": "images",
+    "coloured_digits": "images",
+    "coloured_fashion_mnist": "images",
+    "data_sets": "known",
+    "digits": "images",
+    "download": "downloads",
+    "fashion_mnist": "images",
+    "features_file": "files",
+    "gaussian_blobs": "generated",
+    "hub_dataset": "files",
+    "manual_text": "text",
+    "read_arrays": "files",
+    "read_idx": "images",
+    "read_table": ".tables",
+    "two_moons": "generated",
+    "waterbirds_like": "generated",
+    "write_table": ".tables",
+}
+__all__ = list(_HOMES)  # pyrefly: ignore
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -18,20 +18,20 @@ DataName = Literal["waterbirds-like", "coloured-digits", "coloured-fashion", "co
 
 def load(name: DataName, path: str, bench: Bench, spurious: float = 2.0) -> Splits:
     """The data of a run; they follow from the seed alone."""
-    from mechanisms.lab import data
+    from mechanisms.lab.data import coloured_digits, coloured_fashion_mnist, features_file, waterbirds_like
 
     if name == "waterbirds-like":
-        return data.waterbirds_like(bench.seed, spurious=spurious)
+        return waterbirds_like(bench.seed, spurious=spurious)
     if name == "coloured-digits":
-        return data.coloured_digits(bench.seed)
+        return coloured_digits(bench.seed)
     if name == "coloured-fashion":
-        return data.coloured_fashion_mnist(bench.seed, path=path or None)
+        return coloured_fashion_mnist(bench.seed, path=path or None)
     if not path:
         what = "MNIST's IDX files: path=FOLDER" if name == "colour-mnist" else "features: path=FILE.npz or FILE.pt"
         raise NotHere(f"{name} is read from where you have it; give {what}")
     if name == "colour-mnist":
-        return data.coloured_fashion_mnist(bench.seed, num_train=50_000, num_validation=10_000, path=path)
-    return data.features_file(path)
+        return coloured_fashion_mnist(bench.seed, num_train=50_000, num_validation=10_000, path=path)
+    return features_file(path)
 
 
 def fingerprint(path: str) -> str:
