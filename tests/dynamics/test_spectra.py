@@ -146,7 +146,7 @@ def test_the_table_of_rates_and_its_symmetry(momenta: tuple[float, float]) -> No
     x = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
     found = bilinear_multipliers(x, momenta).abs().amax(-1) ** 2
     assert found.tolist() == pytest.approx(TABLE[momenta], abs=1e-6)
-    assert torch.allclose(found, bilinear_multipliers(x, momenta[::-1]).abs().amax(-1) ** 2, atol=1e-14)
+    assert torch.allclose(found, bilinear_multipliers(x, momenta[::-1]).abs().amax(-1) ** 2, atol=1e-13)
 
 
 def test_together_the_bilinear_game_diverges_for_every_momentum() -> None:
@@ -165,7 +165,7 @@ def test_together_the_bilinear_game_diverges_for_every_momentum() -> None:
 def test_in_turn_without_momentum_the_bilinear_game_keeps_its_volume() -> None:
     x = torch.linspace(0.05, 1.95, 39, dtype=torch.float64)
     for value in x.tolist():
-        operator = torch.eye(2, dtype=torch.float64) - value * torch.tensor([[0.0, 1.0], [-1.0, value]])
+        operator = update_operator(BILINEAR, (1, 1), lr=value)[:2, :2]  # on (theta, phi) alone
         assert float(torch.linalg.det(operator)) == pytest.approx(1.0, abs=1e-14)
         roots = bilinear_multipliers(value, 0.0)
         kept = roots[roots.abs() > 1e-6]

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice
-from mechanisms.dynamics.spectra import METHODS, ORDERS, spectral_radii
+from mechanisms.dynamics.spectra import METHODS, ORDERS, as_double, spectral_radii
 
 
 class Step(NamedTuple):
@@ -130,7 +130,7 @@ def best_momentum(
     (1.78, [-0.08, -0.08], 0.484)
     """
     check_choice(order, "order", ORDERS)
-    matrix = as_finite(jacobian, "the Jacobian", dtype=torch.float64)
+    matrix = as_double(jacobian, "the Jacobian")
     players, top = len(sizes), _scale(matrix)
 
     def radii(steps: Tensor, momenta: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ class NegativeMomentumSGD(torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        check_number(lr, "lr", above=0)
         momentum = check_number(momentum, "momentum", above=-1, below=1)
         # The parent is built with what it accepts; the groups carry the real values.
         super().__init__(
@@ -158,6 +159,7 @@ class NegativeMomentumAdam(torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        check_number(lr, "lr", above=0)
         betas = _check_betas(betas)
         super().__init__(
             _with_options(params, betas=betas, dampened=dampened),

@@ -35,6 +35,7 @@ from mechanisms._base.validation import as_finite, check_choice, check_number
 ORDERS = ("alternating", "simultaneous")
 METHODS = ("momentum", "extragradient", "optimistic")
 Numbers = float | int | Sequence[float | int] | Tensor
+Grid = Tensor | ArrayLike | float | int
 
 # Operators of a grid are built and solved in pieces of at most so many numbers.
 PIECE = 4_000_000
@@ -129,8 +130,8 @@ def spectral_radius(
 def spectral_radii(
     system: Tensor | ArrayLike,
     *,
-    lr: Tensor | ArrayLike,
-    momentum: Tensor | ArrayLike = 0.0,
+    lr: Grid,
+    momentum: Grid = 0.0,
     order: str = "simultaneous",
     sizes: Sequence[int] | None = None,
     method: str = "momentum",
@@ -153,8 +154,8 @@ def spectral_radii(
     tensor([[True, True],
             [True, True]])
     """
-    steps = torch.atleast_1d(as_finite(lr, "lr", dtype=torch.float64))
-    momenta = torch.atleast_1d(as_finite(momentum, "momentum", dtype=torch.float64))
+    steps = torch.atleast_1d(as_double(lr, "lr"))
+    momenta = torch.atleast_1d(as_double(momentum, "momentum"))
     if steps.ndim != 1 or momenta.ndim not in (1, 2) or bool((steps <= 0).any()) or bool((momenta.abs() >= 1).any()):
         raise ValueError(
             f"lr of shape {tuple(steps.shape)} and momentum of shape {tuple(momenta.shape)}: expected step sizes (a,) "
@@ -180,7 +181,7 @@ def spectral_radii(
 
 
 def bilinear_multipliers(
-    lr_sigma: Tensor | ArrayLike, momentum: float | int | Sequence[float | int], order: str = "alternating"
+    lr_sigma: Grid, momentum: float | int | Sequence[float | int], order: str = "alternating"
 ) -> Tensor:
     """The four multipliers of play on the bilinear game, for one singular value.
 
@@ -199,7 +200,7 @@ def bilinear_multipliers(
     1.0...
     """
     check_choice(order, "order", ORDERS)
-    x = as_finite(lr_sigma, "lr_sigma", dtype=torch.float64)
+    x = as_double(lr_sigma, "lr_sigma")
     if bool((x < 0).any()):
         raise ValueError(f"lr_sigma has the negative value {float(x.min())}; it is a step size times a singular value")
     first, second = (float(beta) for beta in _for_each_player(momentum, "momentum", 2, above=-1, below=1))
@@ -284,6 +285,17 @@ def operators(
     return moved
 
 
+def as_double(values: Grid | Numbers, name: str) -> Tensor:
+    """Finite numbers in double precision, on the CPU; Python numbers keep all their digits.
+
+    >>> as_double(0.1, "lr").item()
+    0.1
+    """
+    # By way of torch's default type they would lose half of them.
+    given = values if isinstance(values, Tensor) else np.asarray(values)
+    return as_finite(given, name, dtype=torch.float64).cpu()
+
+
 def _radii_of_eigenvalues(
     eigenvalues: Complex[Tensor, " n"], lr: Tensor, momentum: Tensor, method: str
 ) -> Float[Tensor, "steps momenta"]:
@@ -300,7 +312,6 @@ def _radii_of_eigenvalues(
 
 def _as_system(system: Tensor | ArrayLike) -> Tensor:
     """A real square matrix, or a vector of eigenvalues (complex), in double precision on the CPU."""
-    # Python numbers would lose half their digits by way of torch's default type.
     given = torch.as_tensor(system if isinstance(system, Tensor) else np.asarray(system)).detach().cpu()
     if given.ndim == 2 and not given.is_complex():
         return as_finite(given, "the Jacobian", dtype=torch.float64)
@@ -341,8 +352,7 @@ def _check_method(method: str, order: str, momentum: Numbers) -> None:
 
 
 def _for_each_player(numbers: Numbers, name: str, players: int, **bounds: float | int) -> Tensor:
-    given = list(numbers) if isinstance(numbers, Sequence) else numbers
-    values = as_finite(given, name, dtype=torch.float64).flatten()
+    values = as_double(numbers, name).flatten()
     if len(values) not in (1, players):
         raise ValueError(f"{name} has {len(values)} values for {players} players; give one, or one for each")
     for value in values.tolist():
