@@ -27,8 +27,8 @@ THEORY = (
     Figure(
         "Where simultaneous play converges, by momentum",
         pictures.draw_regions,
-        "Eigenvalues of the game Jacobian, times the step size, inside a curve converge with that momentum. Near the "
-        "imaginary axis a negative momentum reaches no further, but it has its best rates there.",
+        "Eigenvalues of the game Jacobian, times the step size, inside a curve converge with that momentum. A negative "
+        "one stretches the region along the imaginary axis, a positive one along the real axis.",
     ),
     Figure(
         "Rate over momentum and step size",
@@ -151,7 +151,7 @@ DIRAC = Experiment(
     "from (1, 1), step size 0.5.",
     run=dirac.run_dirac,
     variants=tuple(dirac.PLAYS),
-    scales={"smoke": Dirac(steps=200, drawn=100), "laptop": Dirac()},
+    scales={"smoke": Dirac(steps=200, drawn=50), "laptop": Dirac()},
     seeds=1,
     claims=(
         Claim(

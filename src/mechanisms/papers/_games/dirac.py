@@ -29,7 +29,7 @@ class Dirac:
 
     lr: float = 0.5
     steps: int = 5000
-    drawn: int = 300
+    drawn: int = 150
     consensus: float = 0.5
 
 
@@ -61,11 +61,12 @@ def run_dirac(settings: Dirac, variant: str, bench: Bench) -> dict[str, float]:
         ]
     else:
         optimizers = [make([player], lr=lr) for player in (psi, theta)]
-    first = 2.0**0.5
+    first, every = 2.0**0.5, max(1, settings.steps // 100)
     for step in range(settings.steps + 1):
-        if step <= settings.drawn or step == settings.steps:
-            place = psi.item(), theta.item()
-            bench.log(step, psi=place[0], theta=place[1], distance=max((place[0] ** 2 + place[1] ** 2) ** 0.5, 1e-30))
+        if step <= settings.drawn:
+            bench.log(step, psi=psi.item(), theta=theta.item())
+        if step % every == 0:
+            bench.log(step, distance=max((psi.item() ** 2 + theta.item() ** 2) ** 0.5, 1e-30))
         if step < settings.steps:
             play(losses, optimizers, order=order)
         bench.progress(step, settings.steps)

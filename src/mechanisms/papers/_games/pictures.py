@@ -153,8 +153,8 @@ def draw_trajectories(names: tuple[str, str], variants: tuple[str, ...], steps: 
                 figure.add_scatter(x=[None], y=[None], name=f"{plain(variant)} ({NOTHING})")
                 continue
             figure.add_scatter(
-                x=list(first.value)[: steps + 1],
-                y=list(second.value)[: steps + 1],
+                x=[value for step, value in zip(first.step, first.value, strict=True) if step <= steps],
+                y=[value for step, value in zip(second.step, second.value, strict=True) if step <= steps],
                 mode="lines+markers",
                 name=plain(variant),
                 line=line(place, width=1.5),
