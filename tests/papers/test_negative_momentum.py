@@ -125,7 +125,7 @@ def test_stacked_networks_are_perceptrons_with_relu() -> None:
 def test_losses_are_those_of_a_gan() -> None:
     gan = Stack([Bench(0)], 8, "normal", 8)
     real, noise = gan.batch()
-    fake = gaussians.forward(gan.generator, noise)
+    fake = gaussians.forward(gan.generator, noise[..., : gaussians.LATENT])
     logits = [gaussians.forward(gan.critic, points)[0, :, 0] for points in (real, fake)]
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     expected = bce(logits[0], torch.ones(8)) + bce(logits[1], torch.zeros(8))

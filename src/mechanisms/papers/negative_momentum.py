@@ -22,7 +22,7 @@ THEORY = (
     Figure(
         "Multipliers in the complex plane",
         pictures.draw_spectra,
-        "The bilinear game at step size times singular value 0.8. Play converges when every multiplier is in the circle.",
+        "The bilinear game at step size times singular value 0.8. Play converges when all are in the circle.",
     ),
     Figure(
         "Where simultaneous play converges, by momentum",

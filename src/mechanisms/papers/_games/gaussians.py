@@ -167,14 +167,14 @@ class Stack:
         self.left: list[tuple[Tensor, Tensor]] = []
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Real points and noise for one step of every GAN; many steps are drawn at once."""
+        """Real points and noise (for both players in turn) for one step of every GAN; many steps are drawn at once."""
         import torch
 
         if not self.left:
             drawn = [
                 (
                     gaussians(AHEAD * self.batch_size, data),
-                    torch.randn(AHEAD * self.batch_size, LATENT, generator=noise),
+                    torch.randn(AHEAD * self.batch_size, 2 * LATENT, generator=noise),
                 )
                 for data, noise in self.streams
             ]
@@ -195,17 +195,19 @@ class Stack:
         cell: tuple[int, int] = (0, 1),
     ) -> None:
         """Play in turn, discriminator first; `look(step)` every so many steps and at the end."""
+        import torch
+
         from mechanisms.dynamics.games import play
 
         shared: dict[str, Tensor] = {}
 
         def critic_loss() -> Tensor:
-            # The generator has not moved yet, so its turn may use the same fakes.
-            shared["fake"] = forward(self.generator, shared["noise"])
-            return critic_of(self.critic, shared["real"], shared["fake"].detach(), loss, penalty)
+            with torch.no_grad():
+                fake = forward(self.generator, shared["noise"][..., :LATENT])
+            return critic_of(self.critic, shared["real"], fake, loss, penalty)
 
         def generator_loss() -> Tensor:
-            return generator_of(self.critic, shared["fake"], loss)
+            return generator_of(self.critic, forward(self.generator, shared["noise"][..., LATENT:]), loss)
 
         for step in range(steps):
             for _ in range(d_steps - 1):

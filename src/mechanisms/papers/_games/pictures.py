@@ -197,7 +197,7 @@ def draw_toy(cell: Cell) -> plotly.graph_objects.Figure:
     from mechanisms.papers._games.bilinear import Toy
 
     settings = Toy(**{key: value for key, value in cell.config.items() if key in Toy.__dataclass_fields__})
-    figure = canvas(x="momentum", y="", height=520, legend=False)
+    figure = canvas(x="momentum", height=520, legend=False)
     rows: list[str] = []
     table: list[list[float]] = []
     text: list[list[str]] = []
@@ -224,7 +224,8 @@ def draw_toy(cell: Cell) -> plotly.graph_objects.Figure:
         showscale=False,
         hovertemplate="%{y}<br>momentum %{x}<br>%{text}<extra></extra>",
     )
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category", autorange="reversed")
     return figure
 
 
@@ -316,7 +317,8 @@ def draw_grid(cell: Cell) -> plotly.graph_objects.Figure:
         colorscale="Blues",
         texttemplate="%{z:.1f}",
     )
-    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="category", autorange="reversed")
     return figure
 
 
