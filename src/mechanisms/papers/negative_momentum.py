@@ -44,11 +44,6 @@ THEORY = (
 )
 
 
-def images() -> tuple[Experiment, ...]:
-    """The image GANs of the paper, where their runs are there."""
-    return ()
-
-
 BILINEAR = Experiment(
     name="bilinear",
     description="min over theta, max over phi of theta^T M phi with singular values 1, 0.5 and 0.2: simultaneous and "
@@ -271,5 +266,12 @@ paper = Paper(
         "mechanisms.dynamics.game_tuning",
         "mechanisms.dynamics.game_analysis",
     ),
-    experiments=(BILINEAR, INTERVALS, TOY, DIRAC, EIGHT, ORIGINAL, *images()),
+    experiments=(
+        BILINEAR,
+        INTERVALS,
+        TOY,
+        DIRAC,
+        EIGHT,
+        ORIGINAL,
+    ),
 )
