@@ -60,7 +60,7 @@ def test_the_best_momentum_of_one_rotation() -> None:
 
 
 def test_the_best_momentum_of_many_rotations() -> None:
-    """At a condition of 10, x_max = 1.609 and beta = -0.193 give 1 - rho = 0.2953 / 100; the best is a little better."""
+    """At a condition of 10, x_max = 1.609 and beta = -0.193 give 1 - rho = 0.2953 / 100; the best is a bit better."""
     jacobian = torch.zeros(4, 4, dtype=torch.float64)
     jacobian[:2, 2:] = torch.diag(torch.tensor([1.0, 0.1]))
     jacobian[2:, :2] = -jacobian[:2, 2:]

@@ -80,6 +80,6 @@ def consensus(value: Any, psi: Any, theta: Any, weight: float) -> Any:
 
     def regularised() -> torch.Tensor:
         gradients = torch.autograd.grad(value(), [psi, theta], create_graph=True)
-        return weight / 2 * sum(gradient.square() for gradient in gradients)
+        return weight / 2 * torch.stack(gradients).square().sum()
 
     return regularised
