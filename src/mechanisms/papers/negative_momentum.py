@@ -10,7 +10,7 @@ from typing import Any
 
 from mechanisms.lab import Claim, Experiment, Figure, Paper, all_of, better_than, exactly
 from mechanisms.lab.figures import bars, curves
-from mechanisms.papers._games import bilinear, dirac, gaussians, pictures
+from mechanisms.papers._games import bilinear, dirac, gaussians, images, pictures
 from mechanisms.papers._games.bilinear import Bilinear, Intervals, Toy
 from mechanisms.papers._games.dirac import Dirac
 from mechanisms.papers._games.gaussians import Gaussians, Grid
@@ -273,5 +273,7 @@ paper = Paper(
         DIRAC,
         EIGHT,
         ORIGINAL,
+        images.EXPERIMENT,
+        images.EXPERIMENT_FASHION,
     ),
 )

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING
 from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mechanisms.lab.data.cifar import cifar10 as cifar10
+    from mechanisms.lab.data.cifar import cifar100 as cifar100
+    from mechanisms.lab.data.cifar import read_cifar as read_cifar
     from mechanisms.lab.data.downloads import ChecksumError as ChecksumError
     from mechanisms.lab.data.downloads import download as download
     from mechanisms.lab.data.files import features_file as features_file
     from mechanisms.lab.data.files import hub_dataset as hub_dataset
     from mechanisms.lab.data.files import read_arrays as read_arrays
+    from mechanisms.lab.data.folders import brightness as brightness
+    from mechanisms.lab.data.folders import image_folder as image_folder
+    from mechanisms.lab.data.folders import read_image as read_image
+    from mechanisms.lab.data.folders import read_images as read_images
     from mechanisms.lab.data.generated import WATERBIRDS_SIZES as WATERBIRDS_SIZES
     from mechanisms.lab.data.generated import gaussian_blobs as gaussian_blobs
     from mechanisms.lab.data.generated import two_moons as two_moons
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.images import read_idx as read_idx
     from mechanisms.lab.data.known import DataSet as DataSet
     from mechanisms.lab.data.known import data_sets as data_sets
+    from mechanisms.lab.data.portraits import celeba as celeba
     from mechanisms.lab.data.splits import Split as Split
     from mechanisms.lab.data.splits import Splits as Splits
     from mechanisms.lab.data.text import Corpus as Corpus
@@ -51,6 +59,10 @@ _HOMES = {
     "Splits": "splits",
     "TableError": ".tables",
     "WATERBIRDS_SIZES": "generated",
+    "brightness": "folders",
+    "celeba": "portraits",
+    "cifar10": "cifar",
+    "cifar100": "cifar",
     "colour": "images",
     "coloured_digits": "images",
     "coloured_fashion_mnist": "images",
@@ -61,9 +73,13 @@ _HOMES = {
     "features_file": "files",
     "gaussian_blobs": "generated",
     "hub_dataset": "files",
+    "image_folder": "folders",
     "manual_text": "text",
     "read_arrays": "files",
+    "read_cifar": "cifar",
     "read_idx": "images",
+    "read_image": "folders",
+    "read_images": "folders",
     "read_table": ".tables",
     "two_moons": "generated",
     "waterbirds_like": "generated",

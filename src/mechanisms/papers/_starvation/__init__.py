@@ -1,0 +1,1 @@
+"""The runs of the gradient starvation recipe, one file per question."""
