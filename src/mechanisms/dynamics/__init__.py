@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.features import jacobian_features as jacobian_features
     from mechanisms.dynamics.features import jacobian_kernel as jacobian_kernel
     from mechanisms.dynamics.features import responses as responses
-    from mechanisms.dynamics.forecast import ErrorForecast as ErrorForecast
-    from mechanisms.dynamics.forecast import layer_features as layer_features
-    from mechanisms.dynamics.forecast import predict_test_error as predict_test_error
     from mechanisms.dynamics.game_analysis import GameAnalysis as GameAnalysis
     from mechanisms.dynamics.game_analysis import Setting as Setting
     from mechanisms.dynamics.game_analysis import analyse_game as analyse_game
@@ -90,7 +87,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Descents": "curves",
-    "ErrorForecast": "forecast",
+    "ErrorForecast": "stopping",
     "ExtraGradient": "extrapolation",
     "FeatureDecomposition": "features",
     "FixedPoint": "dual",
@@ -137,7 +134,7 @@ _HOMES = {
     "jacobian_features": "features",
     "jacobian_kernel": "features",
     "largest_eigenvalue": "limits",
-    "layer_features": "forecast",
+    "layer_features": "stopping",
     "learning_curve": "epochwise",
     "learning_curves": "epochwise",
     "margin_curve": "modes",
@@ -145,7 +142,7 @@ _HOMES = {
     "mode_state": "deep",
     "order_parameters": "simulation",
     "play": "games",
-    "predict_test_error": "forecast",
+    "predict_test_error": "stopping",
     "responses": "features",
     "separable_classes": "initialisation",
     "simulate": "simulation",
