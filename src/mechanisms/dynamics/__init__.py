@@ -28,12 +28,26 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.epochwise import TeacherStudent as TeacherStudent
     from mechanisms.dynamics.epochwise import learning_curve as learning_curve
     from mechanisms.dynamics.epochwise import learning_curves as learning_curves
+    from mechanisms.dynamics.extrapolation import ExtraGradient as ExtraGradient
+    from mechanisms.dynamics.extrapolation import OptimisticGradient as OptimisticGradient
     from mechanisms.dynamics.features import FeatureDecomposition as FeatureDecomposition
     from mechanisms.dynamics.features import decompose as decompose
     from mechanisms.dynamics.features import decompose_kernel as decompose_kernel
     from mechanisms.dynamics.features import jacobian_features as jacobian_features
     from mechanisms.dynamics.features import jacobian_kernel as jacobian_kernel
     from mechanisms.dynamics.features import responses as responses
+    from mechanisms.dynamics.game_analysis import GameAnalysis as GameAnalysis
+    from mechanisms.dynamics.game_analysis import Setting as Setting
+    from mechanisms.dynamics.game_analysis import analyse_game as analyse_game
+    from mechanisms.dynamics.game_tuning import Step as Step
+    from mechanisms.dynamics.game_tuning import Tuned as Tuned
+    from mechanisms.dynamics.game_tuning import best_lr as best_lr
+    from mechanisms.dynamics.game_tuning import best_momentum as best_momentum
+    from mechanisms.dynamics.game_tuning import best_step as best_step
+    from mechanisms.dynamics.games import game_eigenvalues as game_eigenvalues
+    from mechanisms.dynamics.games import game_jacobian as game_jacobian
+    from mechanisms.dynamics.games import play as play
+    from mechanisms.dynamics.games import vector_field as vector_field
     from mechanisms.dynamics.gradient_flow import GradientFlow as GradientFlow
     from mechanisms.dynamics.gradient_flow import Trajectory as Trajectory
     from mechanisms.dynamics.gradient_flow import chain_flow as chain_flow
@@ -51,10 +65,17 @@ if TYPE_CHECKING:
     from mechanisms.dynamics.modes import margin_curve as margin_curve
     from mechanisms.dynamics.modes import time_to_confidence as time_to_confidence
     from mechanisms.dynamics.modes import time_to_margin as time_to_margin
+    from mechanisms.dynamics.negative_momentum import NegativeMomentumAdam as NegativeMomentumAdam
+    from mechanisms.dynamics.negative_momentum import NegativeMomentumSGD as NegativeMomentumSGD
     from mechanisms.dynamics.paths import gradient_descent as gradient_descent
     from mechanisms.dynamics.paths import training_path as training_path
     from mechanisms.dynamics.simulation import order_parameters as order_parameters
     from mechanisms.dynamics.simulation import simulate as simulate
+    from mechanisms.dynamics.spectra import bilinear_multipliers as bilinear_multipliers
+    from mechanisms.dynamics.spectra import helpful_steps as helpful_steps
+    from mechanisms.dynamics.spectra import spectral_radii as spectral_radii
+    from mechanisms.dynamics.spectra import spectral_radius as spectral_radius
+    from mechanisms.dynamics.spectra import update_operator as update_operator
     from mechanisms.dynamics.starvation import Starvation as Starvation
     from mechanisms.dynamics.starvation import starvation_index as starvation_index
     from mechanisms.dynamics.starvation import starvation_matrix as starvation_matrix
@@ -67,20 +88,33 @@ if TYPE_CHECKING:
 _HOMES = {
     "Descents": "curves",
     "ErrorForecast": "stopping",
+    "ExtraGradient": "extrapolation",
     "FeatureDecomposition": "features",
     "FixedPoint": "dual",
     "Forecast": "deep",
+    "GameAnalysis": "game_analysis",
     "GradientFlow": "gradient_flow",
     "InitialisationReport": "conditions",
     "LearningCurve": "epochwise",
     "Limit": "limits",
     "Mode": "modes",
+    "NegativeMomentumAdam": "negative_momentum",
+    "NegativeMomentumSGD": "negative_momentum",
     "OUTCOMES": "initialisation",
+    "OptimisticGradient": "extrapolation",
     "SeparabilityReport": "conditions",
+    "Setting": "game_analysis",
     "SpectralDecouplingLoss": "decoupling",
     "Starvation": "starvation",
+    "Step": "game_tuning",
     "TeacherStudent": "epochwise",
     "Trajectory": "gradient_flow",
+    "Tuned": "game_tuning",
+    "analyse_game": "game_analysis",
+    "best_lr": "game_tuning",
+    "best_momentum": "game_tuning",
+    "best_step": "game_tuning",
+    "bilinear_multipliers": "spectra",
     "chain_flow": "gradient_flow",
     "check_initialisation": "conditions",
     "check_separability": "conditions",
@@ -92,7 +126,10 @@ _HOMES = {
     "error_curve": "modes",
     "fixed_point": "dual",
     "forecast": "deep",
+    "game_eigenvalues": "games",
+    "game_jacobian": "games",
     "gradient_descent": "paths",
+    "helpful_steps": "spectra",
     "imbalance": "modes",
     "jacobian_features": "features",
     "jacobian_kernel": "features",
@@ -104,11 +141,14 @@ _HOMES = {
     "mode_initialisation": "initialisation",
     "mode_state": "deep",
     "order_parameters": "simulation",
+    "play": "games",
     "predict_test_error": "stopping",
     "responses": "features",
     "separable_classes": "initialisation",
     "simulate": "simulation",
     "spectral_decoupling": "decoupling",
+    "spectral_radii": "spectra",
+    "spectral_radius": "spectra",
     "starvation_curve": "two_features",
     "starvation_index": "starvation",
     "starvation_matrix": "starvation",
@@ -119,6 +159,8 @@ _HOMES = {
     "training_path": "paths",
     "unit_activity": "conditions",
     "unit_outcome": "initialisation",
+    "update_operator": "spectra",
+    "vector_field": "games",
     "will_learn": "initialisation",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore

@@ -5,8 +5,12 @@ With the vector field v of the game (each player's gradient of its own loss) and
     extragradient:  omega' = omega_t - eta v(omega_t),  omega_{t+1} = omega_t - eta v(omega')    two gradients a step
     optimistic:     omega_{t+1} = omega_t - eta (2 v_t - v_{t-1}),  v_{-1} = v_0                  one gradient a step
 
-On the bilinear game with x = eta sigma their squared rates are 1 - x² + x⁴ and, for x <= 1/sqrt(3),
-(1 + sqrt(1 - 4 x²) + 2 sqrt(...)) as `spectra.spectral_radius` computes it.
+On the bilinear game min_theta max_phi theta^T M phi, with x = eta sigma for a singular value sigma of M and all players
+moving together, the squared rates are
+
+    extragradient:  rho² = 1 - x² + x⁴, below 1 for x < 1
+    optimistic:     rho² = (1 + sqrt(1 - 4 x²)) / 2 for x <= 1/2, (1 + (2 x + sqrt(4 x² - 1))²) / 4 beyond,
+                    below 1 for x < 1 / sqrt(3)
 
 References: Korpelevich, "The Extragradient Method for Finding Saddle Points and Other Problems", 1976; Popov, "A
 Modification of the Arrow-Hurwicz Method for Search of Saddle Points", 1980; Daskalakis, Ilyas, Syrgkanis, Zeng,

@@ -80,8 +80,8 @@ def play(
         if len(extra) < len(optimizers) or order != "simultaneous" or scaler is not None:
             raise ValueError(
                 f"{len(extra)} of {len(optimizers)} players use ExtraGradient, order={order!r}, "
-                f"{'with' if scaler else 'without'} a scaler: extragradient steps are defined for all players together; "
-                'give it to every player, with order="simultaneous" and no scaler'
+                f"{'with' if scaler else 'without'} a scaler: extragradient steps are defined for all players "
+                'together; give it to every player, with order="simultaneous" and no scaler'
             )
         values = _set_gradients(losses, players)
         for optimizer in extra:
@@ -124,7 +124,7 @@ def vector_field(losses: Sequence[Loss], players: Sequence[Player]) -> Tensor:
     >>> vector_field([lambda: theta * phi, lambda: -theta * phi], [[theta], [phi]])
     tensor([ 3., -2.])
     """
-    return _field(losses, _parameters(losses, players), create_graph=False)
+    return field_of(losses, own_parameters(losses, players), create_graph=False)
 
 
 def game_jacobian(losses: Sequence[Loss], players: Sequence[Player], *, chunk_size: int = 128) -> Tensor:
@@ -145,14 +145,14 @@ def game_jacobian(losses: Sequence[Loss], players: Sequence[Player], *, chunk_si
         ValueError, TypeError: as for `play`; or a `chunk_size` below 1.
 
     >>> theta, phi = (torch.nn.Parameter(torch.tensor(value)) for value in (2.0, 3.0))
-    >>> game_jacobian([lambda: theta * phi, lambda: -theta * phi], [[theta], [phi]])
-    tensor([[ 0.,  1.],
-            [-1.,  0.]])
+    >>> game_jacobian([lambda: theta * phi + theta**2 / 2, lambda: phi**2 - theta * phi], [[theta], [phi]])
+    tensor([[ 1.,  1.],
+            [-1.,  2.]])
     """
     chunk_size = int(check_number(chunk_size, "chunk_size", at_least=1))
-    own = _parameters(losses, players)
-    field = _field(losses, own, create_graph=True)
-    return _left_products(field, own, torch.eye(len(field), dtype=field.dtype, device=field.device), chunk_size)
+    own = own_parameters(losses, players)
+    field = field_of(losses, own, create_graph=True)
+    return left_products(field, own, torch.eye(len(field), dtype=field.dtype, device=field.device), chunk_size)
 
 
 def game_eigenvalues(
@@ -177,17 +177,17 @@ def game_eigenvalues(
         RuntimeError: Arnoldi's method did not converge.
 
     >>> theta, phi = (torch.nn.Parameter(torch.tensor(value)) for value in (2.0, 3.0))
-    >>> game_eigenvalues([lambda: theta * phi, lambda: -theta * phi], [[theta], [phi]])
-    tensor([0.+1.j, 0.-1.j])
+    >>> game_eigenvalues([lambda: theta * phi + theta**2 / 2, lambda: phi**2 / 2 - theta * phi], [[theta], [phi]])
+    tensor([1.+1.j, 1.-1.j])
     """
     check_choice(which, "which", WHICH)
-    own = _parameters(losses, players)
+    own = own_parameters(losses, players)
     size = sum(parameter.numel() for player in own for parameter in player)
     if k is None or int(check_number(k, "k", at_least=1)) >= size - 1:
         values = torch.linalg.eigvals(game_jacobian(losses, own).double().cpu()).numpy()
     else:
-        field = _field(losses, own, create_graph=True)
-        values = _arnoldi(lambda vector: _left_products(field, own, vector[None])[0], field, int(k), which)
+        field = field_of(losses, own, create_graph=True)
+        values, _ = left_eigenpairs(field, own, int(k), which)
     keys = {"M": np.abs(values), "R": values.real, "I": np.abs(values.imag)}
     key = keys[which[1]]
     # Ties of a conjugate pair are broken by the sign, so that the order does not hang on rounding.
@@ -196,20 +196,34 @@ def game_eigenvalues(
     return torch.as_tensor(values[ranked]).to(complex_type)
 
 
-def _arnoldi(product: Callable[[Tensor], Tensor], like: Tensor, k: int, which: str) -> np.ndarray:
-    """`k` eigenvalues of the linear map `product` on vectors like `like`."""
+def left_eigenpairs(field: Tensor, players: list[list[Tensor]], k: int, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """`k` eigenvalues of a vector field's Jacobian J by Arnoldi's method, and eigenvectors of J's transpose.
+
+    Args:
+        field: the vector field, with its graph.
+        players: the parameters that need a gradient, by player.
+        k, which: as for `game_eigenvalues`; `k` below n - 1.
+
+    Raises:
+        RuntimeError: Arnoldi's method did not converge.
+
+    >>> x = torch.arange(1.0, 6.0).requires_grad_()
+    >>> values, vectors = left_eigenpairs(x**2 / 2, [[x]], 1, "LM")  # J = diag(x)
+    >>> round(float(values[0].real), 4), vectors.shape
+    (5.0, (5, 1))
+    """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 
-    number = np.float64 if like.dtype == torch.float64 else np.float32
+    number = np.float64 if field.dtype == torch.float64 else np.float32
 
     def multiply(vector: np.ndarray) -> np.ndarray:
-        given = torch.as_tensor(vector.ravel().astype(number)).to(like)
-        return product(given).to("cpu", torch.float64).numpy().astype(number)
+        given = torch.as_tensor(vector.reshape(1, -1).astype(number)).to(field)
+        return left_products(field, players, given)[0].to("cpu", torch.float64).numpy().astype(number)
 
-    operator = LinearOperator((len(like), len(like)), matvec=multiply, dtype=number)  # pyrefly: ignore
-    start = numpy_generator(0, "arnoldi").standard_normal(len(like)).astype(number)
+    operator = LinearOperator((len(field), len(field)), matvec=multiply, dtype=number)  # pyrefly: ignore
+    start = numpy_generator(0, "arnoldi").standard_normal(len(field)).astype(number)
     try:
-        return eigs(operator, k=k, which=which, v0=start, return_eigenvectors=False)
+        return eigs(operator, k=k, which=which, v0=start)
     except ArpackNoConvergence as error:
         raise RuntimeError(
             f"Arnoldi's method found {len(error.eigenvalues)} of the {k} eigenvalues which={which!r}; ask for fewer, "
@@ -217,8 +231,12 @@ def _arnoldi(product: Callable[[Tensor], Tensor], like: Tensor, k: int, which: s
         ) from error
 
 
-def _parameters(losses: Sequence[Loss], players: Sequence[Player]) -> list[list[Tensor]]:
-    """Every player's parameters that need a gradient, checked."""
+def own_parameters(losses: Sequence[Loss], players: Sequence[Player]) -> list[list[Tensor]]:
+    """Every player's parameters that need a gradient, checked.
+
+    >>> own_parameters([lambda: torch.ones(())], [nn.Linear(1, 1)])[0][1].shape
+    torch.Size([1])
+    """
     return _check_players(
         losses, [list(player.parameters() if isinstance(player, nn.Module) else player) for player in players]
     )
@@ -278,7 +296,10 @@ def _set_gradients(
     losses: Sequence[Loss], players: list[list[Tensor]], scaler: torch.amp.GradScaler | None = None
 ) -> list[Tensor]:
     """Every player's own gradient in `.grad`, all from the same parameters; the losses, detached."""
-    found = [_own_gradient(loss, player, i, scaler=scaler) for i, (loss, player) in enumerate(zip(losses, players))]
+    found = [
+        _own_gradient(loss, player, index, scaler=scaler)
+        for index, (loss, player) in enumerate(zip(losses, players, strict=True))
+    ]
     for player, (_, gradients) in zip(players, found, strict=True):
         _store(player, gradients)
     return [value.detach() for value, _ in found]
@@ -293,7 +314,13 @@ def _step_with(scaler: torch.amp.GradScaler | None) -> Callable[[torch.optim.Opt
     return (lambda optimizer: optimizer.step()) if scaler is None else scaler.step
 
 
-def _field(losses: Sequence[Loss], players: list[list[Tensor]], *, create_graph: bool) -> Tensor:
+def field_of(losses: Sequence[Loss], players: list[list[Tensor]], *, create_graph: bool) -> Tensor:
+    """The vector field of players' parameters, with its graph where it is to be differentiated.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> field_of([lambda: (x**2).sum()], [[x]], create_graph=False)
+    tensor([2.])
+    """
     parts = []
     for index, (loss, player) in enumerate(zip(losses, players, strict=True)):
         _, gradients = _own_gradient(loss, player, index, create_graph=create_graph)
@@ -304,8 +331,14 @@ def _field(losses: Sequence[Loss], players: list[list[Tensor]], *, create_graph:
     return torch.cat(parts)
 
 
-def _left_products(field: Tensor, players: list[list[Tensor]], rows: Tensor, chunk_size: int = 1) -> Tensor:
-    """`rows @ J` for the field's Jacobian J: one backward pass for each chunk of rows."""
+def left_products(field: Tensor, players: list[list[Tensor]], rows: Tensor, chunk_size: int = 1) -> Tensor:
+    """`rows @ J` for a vector field's Jacobian J: one backward pass for each chunk of rows.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> left_products(torch.stack([x[0] * x[1], x[1]]), [[x]], torch.eye(2))
+    tensor([[1., 1.],
+            [0., 1.]])
+    """
     parameters = [parameter for player in players for parameter in player]
     if not field.requires_grad:  # every loss is linear in its own parameters and free of the others
         return torch.zeros(len(rows), len(field), dtype=field.dtype, device=field.device)

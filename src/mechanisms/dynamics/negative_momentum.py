@@ -50,8 +50,8 @@ class NegativeMomentumSGD(torch.optim.SGD):
         differentiable: as in torch; never fused.
 
     Raises:
-        ValueError: a momentum outside (-1, 1), a step size of 0 or less, or `nesterov` with a momentum of 0 or less, for
-            which it is not defined.
+        ValueError: a momentum outside (-1, 1), a step size of 0 or less, or `nesterov` with a momentum of 0 or less,
+            for which it is not defined.
 
     >>> x = torch.nn.Parameter(torch.tensor([1.0]))
     >>> optimizer = NegativeMomentumSGD([x], lr=0.1, momentum=-0.5)
@@ -76,6 +76,7 @@ class NegativeMomentumSGD(torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        check_number(lr, "lr", above=0)
         momentum = check_number(momentum, "momentum", above=-1, below=1)
         # The parent is built with what it accepts; the groups carry the real values.
         super().__init__(
@@ -158,6 +159,7 @@ class NegativeMomentumAdam(torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        check_number(lr, "lr", above=0)
         betas = _check_betas(betas)
         super().__init__(
             _with_options(params, betas=betas, dampened=dampened),

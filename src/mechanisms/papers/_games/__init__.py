@@ -1,1 +1,1 @@
-"""The runs of the negative momentum recipe, one file per question."""
+"""The runs of the recipe on negative momentum in games."""
