@@ -422,3 +422,17 @@ def test_the_simulation_decides_as_the_claims_do():
                 above, _ = verify.bounded_refutations(samples, metric.bounds, metric.mean, 0.95)
                 marked = [(o.bounded == "holds", bool(a)) for o, a in zip(outcomes, above, strict=True) if o.marks]
                 assert all(bounded == refuted for bounded, refuted in marked)
+
+
+def test_a_variant_is_compared_with_a_weighted_mean_of_others_seed_by_seed() -> None:
+    drift = np.linspace(0.0, 0.3, 10)  # common to all variants of a seed: pairing takes it out
+    none, whole = [float(0.5 + d) for d in drift], [float(0.7 + d) for d in drift]
+    third = [float(0.56 + d + step) for d, step in zip(drift, EVEN, strict=True)]
+    check = better_than("accuracy", "third", {"none": 0.5, "whole": 0.5}, higher=False, bounds=(0, 2))
+    outcome = check.evaluate(cell(none=none, whole=whole, third=third))
+    assert check.variants == ("third", "none", "whole")
+    assert check.statement == "accuracy: third - 0.5 none - 0.5 whole < 0"
+    assert outcome.verdict == "holds"
+    assert outcome.estimate == pytest.approx(-0.04)
+    with pytest.raises(ValueError, match="compared with itself"):
+        at_least("accuracy", "none", {"none": 1})

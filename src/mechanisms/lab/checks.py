@@ -11,6 +11,9 @@ from mechanisms.lab.outcomes import Number, Outcome, Verdict, join_verdicts
 from mechanisms.lab.readings import Missing, Reads, numbers, seed_list, units_of, widen
 from mechanisms.lab.records import Cell
 
+# What a metric is compared with: another variant, a number, or several variants with the weight of each.
+Than = str | Number | Mapping[str, Number]
+
 ERROR = 0.05  # of each claim, two-sided
 ENOUGH_SEEDS = 10  # with fewer, a random claim is provisional
 STAGES = (10, 20, 40, 80)  # seeds at which `--until-decided` looks, with the error split over the four looks
@@ -49,7 +52,7 @@ class MeanCheck:
 
     metric: str
     variant: str
-    than: str | Number
+    than: Than
     smallest: Number
     largest: Number
     strict: bool = False
@@ -59,7 +62,7 @@ class MeanCheck:
         ends = [end for end in (self.smallest, self.largest) if not math.isinf(end)]
         if not ends or any(math.isnan(end) for end in ends):
             raise ValueError(f"{self.metric}: compared with {self.than} plus a margin, expected finite numbers")
-        if self.variant == self.than:
+        if self.variant in self.others:
             raise ValueError(f"{self.metric}: {self.variant!r} is compared with itself; name another variant")
         if self.bounds is not None and not (
             math.isfinite(self.bounds[0]) and math.isfinite(self.bounds[1]) and self.bounds[0] < self.bounds[1]
@@ -67,17 +70,26 @@ class MeanCheck:
             raise ValueError(f"{self.metric}: bounds are {self.bounds}, expected two finite numbers, the smaller first")
 
     @property
+    def others(self) -> Mapping[str, Number]:
+        """The variants it is compared with, and the weight of each."""
+        if isinstance(self.than, str):
+            return {self.than: 1}
+        return self.than if isinstance(self.than, Mapping) else {}
+
+    @property
     def variants(self) -> tuple[str, ...]:
         """The variants whose records it reads."""
-        return (self.variant, self.than) if isinstance(self.than, str) else (self.variant,)
+        return (self.variant, *self.others)
 
     @property
     def statement(self) -> str:
         """The check in words."""
-        subject = " - ".join(self.variants)
+        weighted = (f"{name}" if weight == 1 else f"{weight:g} {name}" for name, weight in self.others.items())
+        subject = " - ".join((self.variant, *weighted))
         if math.isfinite(self.smallest) and math.isfinite(self.largest):
             distance = (self.largest - self.smallest) / 2
-            centre = "" if isinstance(self.than, str) else f" {'-' if self.than >= 0 else '+'} {abs(self.than):g}"
+            number = self.than if isinstance(self.than, int | float) else None
+            centre = "" if number is None else f" {'-' if number >= 0 else '+'} {abs(number):g}"
             return f"{self.metric}: |{subject}{centre}| <= {distance:g}"
         sign, end = (">", self.smallest) if math.isfinite(self.smallest) else ("<", self.largest)
         return f"{self.metric}: {subject} {sign}{'' if self.strict else '='} {end:g}"
@@ -91,8 +103,12 @@ class MeanCheck:
             found, marks = numbers(cell, self.metric, self.variants)
         except Missing as problem:
             return Outcome("not run", self.statement, confidence=confidence, marks=(str(problem),))
-        # Columns are the variants; a difference is the first minus the second.
-        by_seed = {seed: row[0] - row[1] if len(row) == 2 else row[0] for seed, row in found.items()}
+        # Columns are the variants; a difference is the first minus the weighted others.
+        weights = list(self.others.values())
+        by_seed = {
+            seed: row[0] - sum(weight * value for weight, value in zip(weights, row[1:], strict=True))
+            for seed, row in found.items()
+        }
         diverged = [seed for seed, value in by_seed.items() if not math.isfinite(value)]
         sample = [value for value in by_seed.values() if math.isfinite(value)]
         if diverged:
@@ -137,9 +153,9 @@ class MeanCheck:
         from mechanisms.lab import statistics  # with NumPy and SciPy: recipes that only name checks stay light
 
         assert self.bounds is not None
-        smallest, largest = self.bounds
-        if len(self.variants) == 2:
-            smallest, largest = smallest - largest, largest - smallest
+        low, high = self.bounds
+        smallest = low - sum(max(weight * low, weight * high) for weight in self.others.values())
+        largest = high - sum(min(weight * low, weight * high) for weight in self.others.values())
         try:
             return self._judge(_ends(statistics.bounded_interval(sample, (smallest, largest), confidence)), diverged)
         except ValueError:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechanisms.lab.checks import STAGES as STAGES
-from mechanisms.lab.checks import AllOf, ExactCheck, MeanCheck, ShareCheck
+from mechanisms.lab.checks import AllOf, ExactCheck, MeanCheck, ShareCheck, Than
 from mechanisms.lab.checks import Check as Check
 from mechanisms.lab.outcomes import Number
 from mechanisms.lab.outcomes import Outcome as Outcome
@@ -58,14 +58,15 @@ class Claim:
 
 
 def at_least(
-    metric: str, variant: str, than: str | Number, margin: Number = 0.0, bounds: tuple[Number, Number] | None = None
+    metric: str, variant: str, than: Than, margin: Number = 0.0, bounds: tuple[Number, Number] | None = None
 ) -> MeanCheck:
     """The mean of a metric is at least that of another variant, or a number, plus a margin.
 
     Args:
         metric: its name in the records; a list counts as the mean of its units.
         variant: whose metric.
-        than: another variant (compared seed by seed) or a number.
+        than: another variant, a number, or several variants with the weight of each, `{"erm": 0.5, "oracle": 0.5}`;
+            variants are compared seed by seed.
         margin: added to what it is compared with; -0.03 allows three points less.
         bounds: smallest and largest possible value of the metric, for example (0, 1). Marked samples are then also
             judged by an interval that is exact for bounded means.
@@ -78,37 +79,39 @@ def at_least(
     >>> at_least("worst_group_accuracy", "xrm", 0.6).statement
     'worst_group_accuracy: xrm >= 0.6'
     """
-    threshold = margin if isinstance(than, str) else than + margin
+    threshold = than + margin if isinstance(than, int | float) else margin
     return MeanCheck(metric, variant, than, threshold, math.inf, bounds=bounds)
 
 
 def at_most(
-    metric: str, variant: str, than: str | Number, margin: Number = 0.0, bounds: tuple[Number, Number] | None = None
+    metric: str, variant: str, than: Than, margin: Number = 0.0, bounds: tuple[Number, Number] | None = None
 ) -> MeanCheck:
     """The mean of a metric is at most that of another variant, or a number, plus a margin; see `at_least`.
 
     >>> at_most("false_positive_rate", "xrm", 0.03).statement
     'false_positive_rate: xrm <= 0.03'
     """
-    threshold = margin if isinstance(than, str) else than + margin
+    threshold = than + margin if isinstance(than, int | float) else margin
     return MeanCheck(metric, variant, than, -math.inf, threshold, bounds=bounds)
 
 
 def better_than(
-    metric: str, variant: str, than: str | Number, higher: bool = True, bounds: tuple[Number, Number] | None = None
+    metric: str, variant: str, than: Than, higher: bool = True, bounds: tuple[Number, Number] | None = None
 ) -> MeanCheck:
     """The mean of a metric is strictly above that of another variant or a number; below it if `higher` is False.
 
     >>> better_than("loss", "xrm", "erm", higher=False).statement
     'loss: xrm - erm < 0'
+    >>> better_than("accuracy", "jtt", {"erm": 0.5, "oracle": 0.5}).statement  # closes more than half of the gap
+    'accuracy: jtt - 0.5 erm - 0.5 oracle > 0'
     """
-    threshold = 0.0 if isinstance(than, str) else than
+    threshold = than if isinstance(than, int | float) else 0.0
     low, high = (threshold, math.inf) if higher else (-math.inf, threshold)
     return MeanCheck(metric, variant, than, low, high, strict=True, bounds=bounds)
 
 
 def close_to(
-    metric: str, variant: str, than: str | Number, within: Number, bounds: tuple[Number, Number] | None = None
+    metric: str, variant: str, than: Than, within: Number, bounds: tuple[Number, Number] | None = None
 ) -> MeanCheck:
     """The mean of a metric lies within a distance of another variant's, or of a number.
 
@@ -120,7 +123,7 @@ def close_to(
     """
     if not (math.isfinite(within) and within >= 0):
         raise ValueError(f"close_to({metric!r}): within is {within}, expected a distance of 0 or more")
-    centre = 0.0 if isinstance(than, str) else than
+    centre = than if isinstance(than, int | float) else 0.0
     return MeanCheck(metric, variant, than, centre - within, centre + within, bounds=bounds)
 
 

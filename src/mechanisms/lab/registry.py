@@ -50,7 +50,7 @@ def code_hash(paper_slug: str) -> str:
     """Hash of the source a paper's results depend on, without comments, docstrings and blank lines.
 
     That is the recipe, its parts, and all that they import of the recipe's package and of this one; the laboratory
-    itself counts only with its data sets.
+    itself counts only with its data sets, its order of batches and its training loop.
     """
     point = next(p for p in importlib.metadata.entry_points(group=GROUP) if p.name == paper_slug)
     own = {point.module.partition(".")[0], "mechanisms"}
@@ -83,8 +83,8 @@ def code_hash(paper_slug: str) -> str:
 
 def _is_machinery(module: str) -> bool:
     """Whether a module runs and reports experiments but has no say in their numbers."""
-    data = module.startswith("mechanisms.lab.data")
-    return module == "mechanisms" or (module.startswith(("mechanisms.lab", "mechanisms.cli")) and not data)
+    decides = module.startswith(("mechanisms.lab.data", "mechanisms.lab.batches", "mechanisms.lab.training"))
+    return module == "mechanisms" or (module.startswith(("mechanisms.lab", "mechanisms.cli")) and not decides)
 
 
 def _source_file(module: str) -> Path | None:

@@ -9,22 +9,9 @@ Seeds 0 to 9 are the ones settings were tried on; claims are decided on seeds fr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from mechanisms.lab import (
-    Claim,
-    Experiment,
-    Paper,
-    all_of,
-    at_least,
-    at_most,
-    better_than,
-    close_to,
-    exactly,
-    predicate,
-)
-from mechanisms.lab.checks import ShareCheck
+from mechanisms.lab import Claim, Experiment, Paper, all_of, at_least, at_most, better_than, close_to, exactly
 from mechanisms.lab.figures import bars, curves
 from mechanisms.papers._starvation import attack, coloured, minority, moons, toy
 from mechanisms.papers._starvation.celeba import EXPERIMENT as CELEBA
@@ -34,16 +21,6 @@ from mechanisms.papers._starvation.pictures import RESPONSES_FIGURE, boundaries
 SOURCE = "Pezeshki et al. 2021"
 TEST = "test_03"
 SMALL: dict[str, Any] = {"hidden": 50, "steps": 100, "test": 200, "every": 20}
-
-
-def less_than_half(variant: str) -> ShareCheck:
-    """A regulariser gains less than half of what spectral decoupling gains over plain cross-entropy, seed by seed."""
-
-    def compare(seed: Mapping[str, Mapping[str, Any]]) -> bool:
-        plain = seed["ce"][TEST]
-        return bool(seed[variant][TEST] - plain < 0.5 * (seed["sd"][TEST] - plain))
-
-    return predicate(compare, ("ce", "sd", variant), f"{TEST}: {variant} - ce < (sd - ce) / 2")
 
 
 def moons_claims(scale: str) -> tuple[Claim, ...]:
@@ -71,8 +48,9 @@ def moons_claims(scale: str) -> tuple[Claim, ...]:
         *(
             Claim(
                 f"Another change does not: {variant}",
-                less_than_half(variant),
+                better_than(TEST, variant, {"ce": 0.5, "sd": 0.5}, higher=False, bounds=(0, 1)),
                 published=f"no other change bends the boundary ({SOURCE}, figure 3)",
+                note="It gains less than half of what spectral decoupling gains over cross-entropy.",
                 **where,
             )
             for variant in ("weight-decay", "dropout", "batch-norm", "longer", *larger)
@@ -225,6 +203,16 @@ COLOURED_IMAGES = Experiment(
             at_least("test_accuracy", "sd-unscaled", "erm", margin=0.15, bounds=(0, 1)),
             published=f"the paper's objective has no such factor ({SOURCE}); the authors' code has it",
             note="Expected to fail: under Adam the factor all but freezes the weights, which decides the result.",
+        ),
+        Claim(
+            "On ColorMNIST both reach what was published",
+            all_of(
+                close_to("test_accuracy", "erm", 0.237, within=0.03, bounds=(0, 1)),
+                close_to("test_accuracy", "sd", 0.684, within=0.03, bounds=(0, 1)),
+            ),
+            published="0.237 ± 0.008 and 0.684 ± 0.012 (the authors' repository)",
+            note="The distance is ours.",
+            scales=("paper",),
         ),
     ),
     figures=(

@@ -170,6 +170,7 @@ EXPERIMENT = Experiment(
     ),
     figures=(
         bars("attacked_accuracy", "Accuracy under attack", variants=VARIANTS),
+        bars("relative_margin", "Mean margin in standard deviations of the margins", variants=VARIANTS),
         bars("accuracy", "Test accuracy", variants=VARIANTS),
         curves("test_accuracy", "Test accuracy over the epochs", variants=VARIANTS, x="epoch"),
     ),
