@@ -77,8 +77,8 @@ def play(
     for index, optimizer in enumerate(optimizers):
         if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError(
-                f"player {index + 1}'s optimiser is a {type(optimizer).__name__}; expected a torch.optim.Optimizer that "
-                "steps along a gradient it is given"
+                f"player {index + 1}'s optimiser is a {type(optimizer).__name__}; expected a torch.optim.Optimizer "
+                "that steps along a gradient it is given"
             )
     owned = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     players = _check_players(losses, owned)
