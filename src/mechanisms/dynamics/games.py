@@ -93,7 +93,12 @@ def play(
         values = _set_gradients(losses, players)
         for optimizer in extra:
             optimizer.extrapolate()
-        _set_gradients(losses, players)
+        try:
+            _set_gradients(losses, players)
+        except BaseException:
+            for optimizer in extra:
+                optimizer.turn_back()
+            raise
         for optimizer in extra:
             optimizer.step()
         return values
