@@ -125,6 +125,25 @@ def test_parameters_without_gradients_stay() -> None:
         assert float(unused) == 1.0
 
 
+def test_a_loss_that_fails_after_the_look_ahead_leaves_the_players_where_they_were() -> None:
+    theta, phi = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizers = [ExtraGradient([player], lr=0.1) for player in (theta, phi)]
+    asked = []
+
+    def interrupted() -> torch.Tensor:
+        asked.append(len(asked))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return (theta * phi).sum()
+
+    losses = [interrupted, lambda: -(theta * phi).sum()]
+    with pytest.raises(KeyboardInterrupt):
+        play(losses, optimizers, order="simultaneous")
+    assert theta.tolist() == phi.tolist() == [1, 1]
+    play(losses, optimizers, order="simultaneous")
+    assert theta.tolist() == pytest.approx([0.89, 0.89])
+
+
 @pytest.mark.user_input
 def test_wrong_orders_and_settings_are_refused() -> None:
     x = nn.Parameter(torch.ones(1))

@@ -33,6 +33,7 @@ def test_the_bilinear_game_is_understood() -> None:
     found = analyse_game([lambda: theta * phi, lambda: -theta * phi], [[theta], [phi]])
     assert found.vector_field.tolist() == [1, -1]
     assert found.rotation == pytest.approx(1.0)
+    assert not found.partial
     assert not found.converges("simultaneous").any()
     betas, lrs = found.momentum, found.lr
     expected = (betas[None] < -1e-9) & (lrs[:, None] < 2 * (1 + betas[None]) * (1 - 1e-6))
@@ -113,6 +114,8 @@ def test_networks_with_more_parameters_than_a_jacobian_should_have() -> None:
     found = analyse_game([lambda: -value(), value], [critic, generator])
     assert found.jacobian is None
     assert found.sizes == (3901, 42)
+    assert found.partial
+    assert "slower ones are not seen" in found.summary()
     assert len(found.eigenvalues) >= 16
     assert bool(torch.isfinite(found.radii["alternating"]).all())
     assert found.recommendation
@@ -170,7 +173,13 @@ def test_wrong_input_says_what_is_expected() -> None:
         analyse_game([lambda: theta + 0, lambda: phi + 0], [[theta], [phi]])
     with pytest.raises(ValueError, match="k=0"):
         analyse_game(losses, [[theta], [phi]], k=0)
-    with pytest.raises(ValueError, match="expected step sizes"):
+    with pytest.raises(ValueError, match="lr=-1"):
         analyse_game(losses, [[theta], [phi]], lr=[-1.0])
+    with pytest.raises(TypeError, match="lr must be"):
+        analyse_game(losses, [[theta], [phi]], lr="large")
+    with pytest.raises(ValueError, match="player 1's gradient is infinite or not a number"):
+        analyse_game([lambda: theta * phi * float("inf"), losses[1]], [[theta], [phi]])
+    with pytest.raises(ValueError, match="order='both'"):
+        analyse_game(losses, [[theta], [phi]]).converges("both")
     with pytest.raises(ValueError, match="both own"):
         analyse_game(losses, [[theta], [theta, phi]])

@@ -114,5 +114,11 @@ def test_wrong_input_says_what_is_expected() -> None:
         best_momentum(BILINEAR, (1, 1), order="both")
     with pytest.raises(ValueError, match="do not divide"):
         best_momentum(BILINEAR, (1, 3))
+    with pytest.raises(ValueError, match="expected a square matrix"):
+        best_momentum([[0.0, 1.0]], (1, 1))
+    with pytest.raises(TypeError, match="expected whole numbers of parameters"):
+        best_momentum(BILINEAR, 2)
+    with pytest.raises(ValueError, match="the eigenvalues has 1 of 2 values"):
+        best_lr([float("nan")])
     with pytest.raises(ValueError, match="method='sgd'"):
         best_lr(BILINEAR, method="sgd")

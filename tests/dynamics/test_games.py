@@ -118,10 +118,16 @@ def test_frozen_parameters_and_those_a_loss_does_not_use_stay() -> None:
     frozen.requires_grad_(False)
     optimizers = [torch.optim.SGD([theta, frozen, unused], lr=0.1), torch.optim.SGD([phi], lr=0.1)]
     play([lambda: theta * frozen * phi, lambda: -theta * phi], optimizers)
-    assert (float(frozen), float(unused)) == (1.0, 1.0)
-    assert float(theta) == pytest.approx(0.9)
+    assert (frozen.item(), unused.item()) == (1.0, 1.0)
+    assert theta.item() == pytest.approx(0.9)
     field = vector_field([lambda: theta * frozen * phi, lambda: -theta * phi], [[theta, frozen, unused], [phi]])
     assert field.tolist() == pytest.approx([1.09, 0.0, -0.9])
+
+
+def test_a_player_may_be_one_parameter() -> None:
+    theta, phi = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    losses = [lambda: (theta * phi).sum(), lambda: -(theta * phi).sum()]
+    assert torch.equal(vector_field(losses, [theta, phi]), vector_field(losses, [[theta], [phi]]))
 
 
 def test_the_jacobian_of_one_player_is_the_hessian() -> None:
@@ -228,6 +234,14 @@ def test_wrong_input_says_what_is_expected() -> None:
         play([losses[0], lambda: losses[1]().detach()], optimizers)
     with pytest.raises(ValueError, match="player 2's loss does not depend on its parameters; are"):
         play([losses[0], lambda: theta.sum()], optimizers)
+    with pytest.raises(TypeError, match="player 1's loss is a Tensor; give a function"):
+        play([theta.sum(), losses[1]], optimizers)
+    with pytest.raises(TypeError, match="player 2's optimiser is a Parameter"):
+        play(losses, [optimizers[0], phi])
+    with pytest.raises(TypeError, match="player 1's optimiser is a LBFGS"):
+        play(losses, [torch.optim.LBFGS([theta]), optimizers[1]])
+    with pytest.raises(ValueError, match="player 2's gradient is infinite or not a number"):
+        vector_field([losses[0], lambda: (phi * float("nan")).sum()], [theta, phi])
     with pytest.raises(ValueError, match="player 1's loss does not depend"):
         vector_field([lambda: torch.ones(()), losses[1]], [[theta], [phi]])
     with pytest.raises(TypeError, match="player 1 has a str"):

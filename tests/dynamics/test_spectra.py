@@ -321,7 +321,17 @@ def test_wrong_input_says_what_is_expected() -> None:
     with pytest.raises(ValueError, match="expected a real"):
         spectral_radius(torch.ones(2, 2, 2), lr=0.1)
     with pytest.raises(ValueError, match="expected step sizes"):
+        spectral_radii(BILINEAR, lr=[])
+    with pytest.raises(ValueError, match=r"lr=0\.0"):
         spectral_radii(BILINEAR, lr=[0.0, 0.1])
+    with pytest.raises(ValueError, match="momentum=-1"):
+        spectral_radius([1j, -1j], lr=0.1, momentum=-1)
+    with pytest.raises(ValueError, match="expected a square matrix"):
+        spectral_radius([[0.0, 1.0]], lr=0.1)
+    with pytest.raises(TypeError, match="system must be numbers, got str"):
+        spectral_radius("bilinear", lr=0.1)
+    with pytest.raises(TypeError, match="expected whole numbers of parameters"):
+        update_operator(BILINEAR, 2, lr=0.1)
     with pytest.raises(ValueError, match="need the Jacobian and sizes"):
         spectral_radii(BILINEAR, lr=[0.1], order="alternating")
     with pytest.raises(ValueError, match="3 columns for 2 players"):

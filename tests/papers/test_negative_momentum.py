@@ -129,11 +129,28 @@ def test_losses_are_those_of_a_gan() -> None:
     logits = [gaussians.forward(gan.critic, points)[0, :, 0] for points in (real, fake)]
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     expected = bce(logits[0], torch.ones(8)) + bce(logits[1], torch.zeros(8))
-    assert torch.allclose(gaussians.critic_of(gan.critic, real, fake, "saturating", 0.05), expected)
+    assert torch.allclose(gaussians.critic_of(gan.critic, real, fake, None, 0.05), expected)
     assert torch.allclose(gaussians.generator_of(gan.critic, fake, "saturating"), -bce(logits[1], torch.zeros(8)))
     assert torch.allclose(gaussians.generator_of(gan.critic, fake, "non-saturating"), bce(logits[1], torch.ones(8)))
-    with_penalty = gaussians.critic_of(gan.critic, real, fake, "gradient-penalty", 0.05)
+    assert torch.equal(
+        gaussians.generator_of(gan.critic, fake, "gradient-penalty"),
+        gaussians.generator_of(gan.critic, fake, "non-saturating"),
+    )
+    with_penalty = gaussians.critic_of(gan.critic, real, fake, torch.rand(1, 8, 1), 0.05)
     assert 0 < float((with_penalty - expected).detach()) <= 0.05 * 1.5
+
+
+def test_the_penalty_is_that_of_slopes_between_real_and_fake_points() -> None:
+    real, fake, weights = torch.randn(1, 8, 2), torch.randn(1, 8, 2), torch.rand(1, 8, 1)
+    slope = torch.tensor([[[3.0], [4.0]]])
+    flat = [slope, torch.zeros(1, 1, 1)]  # a linear critic: its slope is 5 everywhere
+    without = gaussians.critic_of(flat, real, fake, None, 0.05)
+    assert float(gaussians.critic_of(flat, real, fake, weights, 0.05) - without) == pytest.approx(0.05 * 16, abs=1e-5)
+    bent = Stack([Bench(0)], 8, "torch", 8).critic
+    found = gaussians.critic_of(bent, real, fake, weights, 1.0) - gaussians.critic_of(bent, real, fake, None, 1.0)
+    points = (fake + weights * (real - fake)).requires_grad_()
+    slopes = torch.autograd.grad(gaussians.forward(bent, points).sum(), points)[0]
+    assert float(found.detach()) == pytest.approx(float(((slopes.norm(dim=-1) - 1) ** 2).mean()), abs=1e-5)
 
 
 def test_modes_are_centres_with_samples() -> None:

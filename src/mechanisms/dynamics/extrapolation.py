@@ -120,11 +120,21 @@ class ExtraGradient(torch.optim.Optimizer):
         for group in self.param_groups:
             # Weight decay acts at the point looked at, so the gradients come before the return.
             parameters, gradients = _with_gradients(group)
-            for parameter in group["params"]:
-                parameter.copy_(self.state.pop(parameter)["anchor"])
+            self._return(group)
             if parameters:
                 torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
         return value
+
+    @torch.no_grad()
+    def turn_back(self) -> None:
+        """Return to where the look ahead began, without a step; for losses that fail at the point looked at."""
+        for group in self.param_groups:
+            self._return(group)
+
+    def _return(self, group: dict[str, Any]) -> None:
+        for parameter in group["params"]:
+            if parameter in self.state:
+                parameter.copy_(self.state.pop(parameter)["anchor"])
 
 
 class OptimisticGradient(torch.optim.Optimizer):

@@ -20,10 +20,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.extras import require
-from mechanisms._base.validation import check_number
+from mechanisms._base.validation import check_choice, check_number
 from mechanisms.dynamics.game_tuning import best_lr, best_momentum, best_step
 from mechanisms.dynamics.games import Loss, Player, field_of, left_eigenpairs, left_products, own_parameters
-from mechanisms.dynamics.spectra import ORDERS, spectral_radii, spectral_radius
+from mechanisms.dynamics.spectra import ORDERS, as_double, spectral_radii, spectral_radius
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -98,8 +98,12 @@ class GameAnalysis:
     reduced: bool
 
     def converges(self, order: str = "alternating") -> Tensor:
-        """Where on the grid the linearised game converges: booleans (step sizes, momenta)."""
-        return self.radii[order] < EDGE
+        """Where on the grid the linearised game converges: booleans (step sizes, momenta).
+
+        Raises:
+            ValueError: an unknown order.
+        """
+        return self.radii[check_choice(order, "order", ORDERS)] < EDGE
 
     @property
     def rotation(self) -> float:
@@ -107,6 +111,11 @@ class GameAnalysis:
         size = self.eigenvalues.abs()
         kept = size > NEUTRAL * size.amax()
         return float((self.eigenvalues.imag.abs() / size)[kept].amax()) if bool(kept.any()) else 0.0
+
+    @property
+    def partial(self) -> bool:
+        """Whether only leading eigenvalues are known: what is slow, or repels slowly, is then not seen."""
+        return len(self.eigenvalues) < sum(self.sizes)
 
     @property
     def best(self) -> Setting | None:
@@ -127,6 +136,7 @@ class GameAnalysis:
         return (
             f"{chosen.name} at lr {chosen.lr:.3g}{with_momentum}: the distance shrinks by {chosen.rate:.4g} a step"
             f"{' of two gradients' if chosen.gradients == 2 else ''}"
+            f"{', along the leading eigenvectors' if self.partial else ''}"
         )
 
     def summary(self) -> str:
@@ -138,7 +148,9 @@ class GameAnalysis:
             f"{len(self.eigenvalues)} eigenvalues: largest |l| {largest:.3g}, smallest real part "
             f"{float(self.eigenvalues.real.min()):.3g}, rotation {self.rotation:.3g}",
         ]
-        if self.reduced:
+        if self.partial:
+            lines.append("maps and settings: of the directions of these eigenvalues; slower ones are not seen")
+        elif self.reduced:
             lines.append("maps and settings: of the reduced game")
         for setting in self.settings:
             momenta = " ".join(f"{beta:+.2f}" for beta in setting.momentum)
@@ -224,10 +236,11 @@ def analyse_game(
     largest = float(linear.eigenvalues.abs().amax())
     if largest == 0:
         raise ValueError("the game Jacobian is 0 at this point: the losses are linear in the parameters of everyone")
-    lr = 4 / largest * torch.logspace(-3, 0, 32, dtype=torch.float64) if lr is None else torch.as_tensor(lr).double()
+    if lr is None:
+        lr = 4 / largest * torch.logspace(-3, 0, 32, dtype=torch.float64)
     if momentum is None:
         momentum = torch.linspace(-0.9, 0.9, 19, dtype=torch.float64)
-    momentum = torch.as_tensor(momentum).double()
+    lr, momentum = torch.atleast_1d(as_double(lr, "lr")), torch.atleast_1d(as_double(momentum, "momentum"))
     radii = {
         "alternating": spectral_radii(linear.game, lr=lr, momentum=momentum, order="alternating", sizes=linear.sizes),
         "simultaneous": spectral_radii(linear.together, lr=lr, momentum=momentum),

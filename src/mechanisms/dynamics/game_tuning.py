@@ -13,13 +13,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from mechanisms._base.validation import as_finite, check_choice
-from mechanisms.dynamics.spectra import METHODS, ORDERS, as_double, spectral_radii
+from mechanisms._base.validation import check_choice
+from mechanisms.dynamics.spectra import METHODS, ORDERS, as_system, check_game, spectral_radii
 
 
 class Step(NamedTuple):
@@ -71,11 +70,9 @@ def best_step(eigenvalues: Tensor | ArrayLike) -> Step:
     >>> best_step([1.0, 3.0])
     Step(lr=0.5, rate=0.5)
     """
-    given = eigenvalues if isinstance(eigenvalues, Tensor) else np.asarray(eigenvalues)
-    values = torch.as_tensor(given).to(torch.complex128).cpu()
-    if values.ndim != 1 or not values.numel():
+    values = as_system(eigenvalues)
+    if values.ndim != 1:
         raise ValueError(f"eigenvalues have shape {tuple(values.shape)}; expected a vector of at least one")
-    as_finite(torch.view_as_real(values), "eigenvalues")
     real, square = values.real, values.abs() ** 2
     if bool((real <= 0).any()):
         worst = float(real.min())
@@ -123,15 +120,15 @@ def best_momentum(
         The best that was found. Its rate is 1 or more where nothing converges.
 
     Raises:
-        ValueError: as for `spectra.update_operator`, or a Jacobian of zeros.
+        ValueError, TypeError: as for `spectra.update_operator`, or a Jacobian without eigenvalues other than 0.
 
     >>> best = best_momentum([[0.0, 1.0], [-1.0, 0.0]], (1, 1))
     >>> round(best.lr, 2), [round(beta, 2) for beta in best.momentum], round(best.rate, 3)
     (1.78, [-0.08, -0.08], 0.484)
     """
     check_choice(order, "order", ORDERS)
-    matrix = as_double(jacobian, "the Jacobian")
-    players, top = len(sizes), _scale(matrix)
+    matrix, parts = check_game(as_system(jacobian), sizes)
+    players, top = len(parts), _scale(matrix)
 
     def radii(steps: Tensor, momenta: Tensor) -> Tensor:
         return spectral_radii(matrix, lr=steps, momentum=momenta, order=order, sizes=sizes)
@@ -181,7 +178,7 @@ def best_lr(
     (0.7071, 0.75)
     """
     check_choice(method, "method", METHODS)
-    values = torch.as_tensor(system if isinstance(system, Tensor) else np.asarray(system)).detach().cpu()
+    values = as_system(system)
     top = _scale(values)
 
     def radii(logs: Tensor) -> Tensor:
@@ -204,7 +201,7 @@ def _zoom(radii: Callable[[Tensor], Tensor], top: float) -> Step:
 
 def _scale(system: Tensor) -> float:
     """4 / the largest magnitude of an eigenvalue: no step beyond it converges."""
-    values = system if system.ndim == 1 else torch.linalg.eigvals(system.double())
+    values = system if system.ndim == 1 else torch.linalg.eigvals(system)
     largest = float(values.abs().amax())
     if largest == 0:
         raise ValueError("all eigenvalues are 0: the losses do not depend on the parameters near this point")

@@ -11,7 +11,7 @@ Complex eigenvalues of J are what makes a game rotate; gradient flow is stable w
 Reference: Gidel et al., "Negative Momentum for Improved Game Dynamics", AISTATS 2019, arXiv 1807.04740, section 2.
 
 A *loss* here is a function without arguments that evaluates one player's loss, with a fresh forward pass through the
-current parameters of everyone. *Players* are modules or sequences of parameters, one for each loss.
+current parameters of everyone. *Players* are modules, parameters or sequences of parameters, one for each loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mechanisms._base.validation import check_choice, check_number
 from mechanisms.dynamics.extrapolation import ExtraGradient
 
 Loss = Callable[[], Tensor]
-Player = nn.Module | Iterable[Tensor]
+Player = nn.Module | Tensor | Iterable[Tensor]
 ORDERS = ("alternating", "simultaneous")
 WHICH = ("LM", "SM", "LR", "SR", "LI", "SI")
 
@@ -62,7 +62,8 @@ def play(
         ValueError: an unknown order, numbers of losses and optimisers that differ, a parameter that two players own, a
             loss that is no scalar or does not depend on its player's parameters, extragradient steps that are mixed
             with others, in turn, or scaled.
-        TypeError: a loss that returns no tensor.
+        TypeError: a loss that is no function or returns no tensor, or an optimiser that is none or evaluates the loss
+            itself (`torch.optim.LBFGS`).
 
     >>> theta, phi = (torch.nn.Parameter(torch.tensor(1.0)) for _ in range(2))
     >>> optimizers = [torch.optim.SGD([player], lr=0.5) for player in (theta, phi)]
@@ -73,6 +74,12 @@ def play(
     (0.5, 1.25)
     """
     check_choice(order, "order", ORDERS)
+    for index, optimizer in enumerate(optimizers):
+        if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError(
+                f"player {index + 1}'s optimiser is a {type(optimizer).__name__}; expected a torch.optim.Optimizer "
+                "that steps along a gradient it is given"
+            )
     owned = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     players = _check_players(losses, owned)
     extra = [optimizer for optimizer in optimizers if isinstance(optimizer, ExtraGradient)]
@@ -86,7 +93,12 @@ def play(
         values = _set_gradients(losses, players)
         for optimizer in extra:
             optimizer.extrapolate()
-        _set_gradients(losses, players)
+        try:
+            _set_gradients(losses, players)
+        except BaseException:
+            for optimizer in extra:
+                optimizer.turn_back()
+            raise
         for optimizer in extra:
             optimizer.step()
         return values
@@ -112,13 +124,14 @@ def vector_field(losses: Sequence[Loss], players: Sequence[Player]) -> Tensor:
 
     Args:
         losses: one function for each player; see the top of the page.
-        players: modules or sequences of parameters, one for each loss. Parameters that need no gradient are left out.
+        players: modules, parameters or sequences of parameters, one for each loss. Those that need no gradient are left
+            out.
 
     Returns:
         A vector of as many numbers as there are parameters; 0 where a loss does not depend on one of them.
 
     Raises:
-        ValueError, TypeError: as for `play`.
+        ValueError, TypeError: as for `play`, or a gradient that is infinite or not a number.
 
     >>> theta, phi = (torch.nn.Parameter(torch.tensor(value)) for value in (2.0, 3.0))
     >>> vector_field([lambda: theta * phi, lambda: -theta * phi], [[theta], [phi]])
@@ -237,14 +250,24 @@ def own_parameters(losses: Sequence[Loss], players: Sequence[Player]) -> list[li
     >>> own_parameters([lambda: torch.ones(())], [nn.Linear(1, 1)])[0][1].shape
     torch.Size([1])
     """
-    return _check_players(
-        losses, [list(player.parameters() if isinstance(player, nn.Module) else player) for player in players]
-    )
+    return _check_players(losses, [_parameters_of(player) for player in players])
+
+
+def _parameters_of(player: Player) -> list[Any]:
+    if isinstance(player, nn.Module):
+        return list(player.parameters())
+    return [player] if isinstance(player, Tensor) else list(player)
 
 
 def _check_players(losses: Sequence[Loss], players: Sequence[Sequence[Any]]) -> list[list[Tensor]]:
     if len(losses) != len(players) or not losses:
         raise ValueError(f"{len(losses)} losses for {len(players)} players; give one loss for each, and at least one")
+    for index, loss in enumerate(losses):
+        if not callable(loss):
+            raise TypeError(
+                f"player {index + 1}'s loss is a {type(loss).__name__}; give a function that evaluates it, "
+                "`lambda: ...`, so that it sees the parameters of that moment"
+            )
     owner: dict[int, int] = {}
     kept = []
     for index, player in enumerate(players):
@@ -317,13 +340,21 @@ def _step_with(scaler: torch.amp.GradScaler | None) -> Callable[[torch.optim.Opt
 def field_of(losses: Sequence[Loss], players: list[list[Tensor]], *, create_graph: bool) -> Tensor:
     """The vector field of players' parameters, with its graph where it is to be differentiated.
 
+    Raises:
+        ValueError: a gradient is infinite or not a number; and as for `play`.
+
     >>> x = torch.ones(1, requires_grad=True)
     >>> field_of([lambda: (x**2).sum()], [[x]], create_graph=False)
     tensor([2.])
     """
     parts = []
     for index, (loss, player) in enumerate(zip(losses, players, strict=True)):
-        _, gradients = _own_gradient(loss, player, index, create_graph=create_graph)
+        value, gradients = _own_gradient(loss, player, index, create_graph=create_graph)
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
+            raise ValueError(
+                f"player {index + 1}'s gradient is infinite or not a number at these parameters, with the loss "
+                f"{float(value.detach())}; analyse the game where it is finite"
+            )
         parts += [
             torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
             for parameter, gradient in zip(player, gradients, strict=True)

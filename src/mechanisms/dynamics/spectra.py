@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ def update_operator(
             [ 1.0000,  0.0000,  0.0000,  0.0000],
             [ 0.0000,  1.0000,  0.0000,  0.0000]])
     """
-    matrix, parts = _check_game(jacobian, sizes)
+    matrix, parts = check_game(jacobian, sizes)
     _check_method(method, order, momentum)
     steps = _for_each_player(lr, "lr", len(parts), above=0).to(matrix)
     momenta = _for_each_player(momentum, "momentum", len(parts), above=-1, below=1).to(matrix)
@@ -110,7 +111,7 @@ def spectral_radius(
     0.92649...
     """
     _check_method(method, order, momentum)
-    values = _as_system(system)
+    values = as_system(system)
     together = order == "simultaneous" and all(
         isinstance(numbers, float | int) or torch.as_tensor(numbers).ndim == 0 for numbers in (lr, momentum)
     )
@@ -156,18 +157,20 @@ def spectral_radii(
     """
     steps = torch.atleast_1d(as_double(lr, "lr"))
     momenta = torch.atleast_1d(as_double(momentum, "momentum"))
-    if steps.ndim != 1 or momenta.ndim not in (1, 2) or bool((steps <= 0).any()) or bool((momenta.abs() >= 1).any()):
+    if steps.ndim != 1 or momenta.ndim not in (1, 2) or not steps.numel() or not momenta.numel():
         raise ValueError(
             f"lr of shape {tuple(steps.shape)} and momentum of shape {tuple(momenta.shape)}: expected step sizes (a,) "
-            "above 0 and momenta (b,) or (b, players) between -1 and 1"
+            "and momenta (b,) or (b, players), at least one of each"
         )
+    check_number(float(steps.min()), "lr", above=0)
+    check_number(float(momenta.flatten()[momenta.abs().argmax()]), "momentum", above=-1, below=1)
     _check_method(method, order, momenta)
-    values = _as_system(system)
+    values = as_system(system)
     if order == "simultaneous" and momenta.ndim == 1:
         return _radii_of_eigenvalues(_eigenvalues(values), steps, momenta, method)
     if values.ndim == 1 or sizes is None:
         raise ValueError("players that move in turn, or with momenta of their own, need the Jacobian and sizes")
-    matrix, parts = _check_game(values, sizes)
+    matrix, parts = check_game(values, sizes)
     if momenta.ndim == 2 and momenta.shape[1] != len(parts):
         raise ValueError(f"momentum has {momenta.shape[1]} columns for {len(parts)} players")
     columns = momenta if momenta.ndim == 2 else momenta[:, None].expand(-1, len(parts))
@@ -310,10 +313,19 @@ def _radii_of_eigenvalues(
     return radii.expand(len(lr), len(momentum)).contiguous()
 
 
-def _as_system(system: Tensor | ArrayLike) -> Tensor:
-    """A real square matrix, or a vector of eigenvalues (complex), in double precision on the CPU."""
-    given = torch.as_tensor(system if isinstance(system, Tensor) else np.asarray(system)).detach().cpu()
+def as_system(system: Tensor | ArrayLike) -> Tensor:
+    """A real square matrix, or a vector of eigenvalues (complex), in double precision on the CPU.
+
+    >>> as_system([1.0, 2.0])
+    tensor([1.+0.j, 2.+0.j], dtype=torch.complex128)
+    """
+    try:
+        given = torch.as_tensor(system if isinstance(system, Tensor) else np.asarray(system)).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"system must be numbers, got {type(system).__name__}: {error}") from None
     if given.ndim == 2 and not given.is_complex():
+        if given.shape[0] != given.shape[1] or not given.numel():
+            raise ValueError(f"the Jacobian has shape {tuple(given.shape)}; expected a square matrix")
         return as_finite(given, "the Jacobian", dtype=torch.float64)
     if given.ndim != 1 or not given.numel():
         raise ValueError(
@@ -325,17 +337,20 @@ def _as_system(system: Tensor | ArrayLike) -> Tensor:
 
 
 def _eigenvalues(system: Tensor) -> Complex[Tensor, " n"]:
-    if system.ndim == 1:
-        return system
-    if system.shape[0] != system.shape[1]:
-        raise ValueError(f"the Jacobian has shape {tuple(system.shape)}; expected a square matrix")
-    return torch.linalg.eigvals(system)
+    return system if system.ndim == 1 else torch.linalg.eigvals(system)
 
 
-def _check_game(jacobian: Tensor | ArrayLike, sizes: Sequence[int]) -> tuple[Tensor, list[slice]]:
+def check_game(jacobian: Tensor | ArrayLike, sizes: Sequence[int]) -> tuple[Tensor, list[slice]]:
+    """The Jacobian as a square matrix, and each player's place in it.
+
+    >>> check_game([[0.0, 1.0], [-1.0, 0.0]], (1, 1))[1]
+    [slice(0, 1, None), slice(1, 2, None)]
+    """
     matrix = as_finite(jacobian, "the Jacobian")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"the Jacobian has shape {tuple(matrix.shape)}; expected a square matrix")
+    if not isinstance(sizes, Sequence) or not all(isinstance(size, Integral) for size in sizes):
+        raise TypeError(f"sizes={sizes!r}: expected whole numbers of parameters, one for each player")
     if not sizes or min(sizes) < 1 or sum(sizes) != len(matrix):
         raise ValueError(f"sizes={tuple(sizes)} do not divide the {len(matrix)} parameters of the Jacobian")
     ends = torch.tensor(list(sizes)).cumsum(0).tolist()

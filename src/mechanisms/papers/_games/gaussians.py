@@ -164,6 +164,7 @@ class Stack:
         self.generator = stacked(weights, (LATENT, width, width, width, 2), init, self.device)
         self.critic = stacked(weights, (2, width, width, width, 1), init, self.device)
         self.streams = [(bench.generator("data"), bench.generator("noise")) for bench in benches]
+        self.between = [bench.generator("penalty") for bench in benches]
         self.left: list[tuple[Tensor, Tensor]] = []
 
     def batch(self) -> tuple[Tensor, Tensor]:
@@ -204,7 +205,8 @@ class Stack:
         def critic_loss() -> Tensor:
             with torch.no_grad():
                 fake = forward(self.generator, shared["noise"][..., :LATENT])
-            return critic_of(self.critic, shared["real"], fake, loss, penalty)
+            weights = self.mixtures() if loss == "gradient-penalty" else None
+            return critic_of(self.critic, shared["real"], fake, weights, penalty)
 
         def generator_loss() -> Tensor:
             return generator_of(self.critic, forward(self.generator, shared["noise"][..., LATENT:]), loss)
@@ -220,6 +222,13 @@ class Stack:
             if (every and (step + 1) % every == 0) or step + 1 == steps:
                 look(step + 1)
 
+    def mixtures(self) -> Tensor:
+        """Where between real and fake points a penalty looks: a share of the real one for each pair of a batch."""
+        import torch
+
+        drawn = [torch.rand(self.batch_size, 1, generator=stream) for stream in self.between]
+        return torch.stack(drawn).to(self.device)
+
     def sample(self, count: int) -> Tensor:
         """Samples (GANs, count, 2), always from the same noise."""
         import torch
@@ -229,7 +238,7 @@ class Stack:
             return forward(self.generator, noise.to(self.device))
 
     def eigenvalues(self, place: int, loss: str, penalty: float, count: int) -> list[complex]:
-        """Leading eigenvalues of one GAN's game Jacobian, on a batch of its own."""
+        """Leading eigenvalues of one GAN's game Jacobian, on a batch of its own; a penalty looks half-way."""
         import torch
 
         from mechanisms.dynamics.games import game_eigenvalues
@@ -243,8 +252,9 @@ class Stack:
         latent = noise.to(self.device).double()
         if not all(bool(torch.isfinite(weight).all()) for weight in (*critic, *generator)):
             return []
+        half = real.new_full((1, 256, 1), 0.5) if loss == "gradient-penalty" else None
         losses = [
-            lambda: critic_of(critic, real, forward(generator, latent), loss, penalty),
+            lambda: critic_of(critic, real, forward(generator, latent), half, penalty),
             lambda: generator_of(critic, forward(generator, latent), loss),
         ]
         return game_eigenvalues(losses, [critic, generator], k=count).tolist()
@@ -276,31 +286,34 @@ def forward(layers: list[Tensor], inputs: Tensor) -> Tensor:
     for place in range(0, len(layers), 2):
         inputs = torch.baddbmm(layers[place + 1], inputs, layers[place])
         if place < len(layers) - 2:
-            inputs = inputs.relu()
+            inputs = inputs.relu_()
     return inputs
 
 
-def critic_of(critic: list[Tensor], real: Tensor, fake: Tensor, loss: str, penalty: float) -> Tensor:
-    """The discriminators' losses, a mean over each batch and a sum over GANs, so that each has its own gradient."""
+def critic_of(critic: list[Tensor], real: Tensor, fake: Tensor, weights: Tensor | None, penalty: float) -> Tensor:
+    """The discriminators' losses, a mean over each batch and a sum over GANs, so that each has its own gradient.
+
+    With `weights` (GANs, batch, 1) the slope is drawn to 1 at points between real and fake ones, as in the original.
+    """
     import torch
     from torch.nn.functional import softplus
 
     count = real.shape[1]
     logits = forward(critic, torch.cat([real, fake], dim=1))[..., 0]
     value = softplus(-logits[:, :count]).mean(1) + softplus(logits[:, count:]).mean(1)
-    if loss == "gradient-penalty":
-        inputs = ((real + fake) / 2).detach().requires_grad_()
+    if weights is not None:
+        inputs = (weights * real + (1 - weights) * fake).detach().requires_grad_()
         slopes = torch.autograd.grad(forward(critic, inputs).sum(), inputs, create_graph=True)[0]
         value = value + penalty * (slopes.norm(dim=-1) - 1).square().mean(1)
     return value.sum()
 
 
 def generator_of(critic: list[Tensor], fake: Tensor, loss: str) -> Tensor:
-    """The generators' losses; saturating unless they are the non-saturating ones."""
+    """The generators' losses: only "saturating" is; beside a penalty the original's is not."""
     from torch.nn.functional import softplus
 
     logits = forward(critic, fake)[..., 0]
-    value = softplus(-logits) if loss == "non-saturating" else -softplus(logits)
+    value = -softplus(logits) if loss == "saturating" else softplus(-logits)
     return value.mean(1).sum()
 
 

@@ -13,13 +13,12 @@ if TYPE_CHECKING:
 
     from mechanisms.lab.records import Cell
 
-Figure = "plotly.graph_objects.Figure"
 # Marks apart from colour, as everywhere.
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 
 
 def draw_spectra(cell: Cell) -> plotly.graph_objects.Figure:
-    """The multipliers of the bilinear game at x = 0.3 for each way to play, and the unit circle."""
+    """The multipliers of the bilinear game at x = 0.8 for each way to play, and the unit circle."""
     from mechanisms.dynamics.spectra import bilinear_multipliers
 
     figure = canvas(x="real part of the multiplier", y="imaginary part", height=520)
