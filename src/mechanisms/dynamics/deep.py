@@ -61,8 +61,8 @@ def mode_state(model: Network, X: Values, y: Values, *, approximate: bool = Fals
     """
     W, z = two_layers(model)
     inputs, labels = labelled(X, y)
-    check_separability(inputs, labels).require()
-    report = check_initialisation(W, z, inputs, labels)
+    check_separability(X, labels).require()
+    report = check_initialisation(W, z, X, labels)
     report.require()
     W, z = W.to(inputs.device), z.to(inputs.device)
     modes = []
