@@ -407,6 +407,12 @@ def test_impossible_curves_are_refused(arguments: dict, message: str) -> None:
         learning_curve(**whole)
 
 
+def test_shares_may_come_in_single_precision() -> None:
+    one, shares = torch.ones(1), torch.full((1, 10), 0.1)
+    limit = Limit(1.5 * one, shares, torch.logspace(0, -2, 10)[None], 0 * one, 0 * one)
+    assert learning_curves(limit, [0.0, 1e12], lr=1.0).error[0].tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+
+
 @pytest.mark.user_input
 def test_one_curve_is_of_one_problem() -> None:
     with pytest.raises(TypeError, match="problem is a list; expected a TeacherStudent; for many problems"):

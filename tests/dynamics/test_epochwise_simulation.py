@@ -191,6 +191,9 @@ def test_students_that_do_not_fit_their_teacher_are_refused() -> None:
     for teacher, weights in (((20,), (3, 19)), ((2, 20), (3, 20)), ((20,), (20,))):
         with pytest.raises(ValueError, match="dim=20"):
             order_parameters(SMALL, torch.zeros(teacher), torch.zeros(weights))
+    for draw in (SMALL.sample, lambda generator: simulate(SMALL, [0.0, 1.0], draws=1, generator=generator)):
+        with pytest.raises(TypeError, match="generator is a int; expected a torch"):
+            draw(generator=0)
     with pytest.raises(TypeError, match=r"draws must be an integer, got 2\.5"):
         simulate(SMALL, [0.0, 1.0], draws=2.5)
     with pytest.raises(ValueError, match="num_draws"):

@@ -60,6 +60,25 @@ def check_count(value: Any, name: str, *, at_least: int = 1) -> int:
     return number
 
 
+def place_of(generator: torch.Generator | None) -> torch.device:
+    """Where a generator draws: its device; the CPU for None, which is torch's own.
+
+    Raises:
+        TypeError: a seed, or anything else.
+
+    >>> place_of(torch.Generator())
+    device(type='cpu')
+    """
+    if generator is None:
+        return torch.device("cpu")
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator is a {type(generator).__name__}; expected a torch.Generator, for a seed "
+            "torch.Generator().manual_seed(seed)"
+        )
+    return generator.device
+
+
 def labelled(X: Values, y: Values) -> tuple[Float[Tensor, "samples features"], Float[Tensor, " samples"]]:
     """Inputs and labels as float64, checked: two dimensions, one label +1 or -1 for each sample.
 

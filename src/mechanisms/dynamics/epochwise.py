@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice, check_number
-from mechanisms.dynamics._checks import check_count
+from mechanisms.dynamics._checks import check_count, place_of
 from mechanisms.dynamics._contour import flow_order
 from mechanisms.dynamics._replica import decoupled_order, ridge_order
 from mechanisms.dynamics.limits import Limit, largest_eigenvalue
@@ -201,7 +201,7 @@ class TeacherStudent:
         torch.Size([3, 5, 100])
         """
         draws, tests = check_count(num_draws, "num_draws"), check_count(num_test, "num_test", at_least=0)
-        device = "cpu" if generator is None else generator.device
+        device = place_of(generator)
         teacher, latent, noise, test_latent, test_noise = (
             torch.randn(draws, *shape, generator=generator, dtype=dtype, device=device)
             for shape in ((self.dim,), (self.num_samples, self.dim), (self.num_samples,), (tests, self.dim), (tests,))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mechanisms._base.validation import check_number
-from mechanisms.dynamics._checks import Values, check_count, labelled, refuse, together
+from mechanisms.dynamics._checks import Values, check_count, labelled, place_of, refuse, together
 from mechanisms.dynamics.conditions import check_initialisation, check_separability
 
 OUTCOMES = ("inactive", "learns", "learns, z crossing zero", "dies", "saddle")
@@ -141,7 +141,7 @@ def separable_classes(
     first = min(max(round(share * num_samples), 1), num_samples - 1)
     counts = (first, num_samples - first)
     drawn = [1, 1] if single_direction else counts
-    device = generator.device
+    device = place_of(generator)
 
     def positive(rows: int) -> Tensor:
         return torch.randn(rows, k, generator=generator, device=device, dtype=dtype).abs()
@@ -201,7 +201,7 @@ def mode_initialisation(
         check_number(value, name, above=0)
         for value, name in ((weight_scale, "weight_scale"), (output_scale, "output_scale"))
     ]
-    device = generator.device
+    device = place_of(generator)
     sizes = scales[0] * (0.5 + torch.rand(width, generator=generator, device=device, dtype=inputs.dtype))
     outputs = scales[1] * (0.5 + torch.rand(width, generator=generator, device=device, dtype=inputs.dtype))
     rows = []

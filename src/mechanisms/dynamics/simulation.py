@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice, check_number
-from mechanisms.dynamics._checks import check_count
+from mechanisms.dynamics._checks import check_count, place_of
 from mechanisms.dynamics._filters import METHODS, check_rate, check_steps, filter_values
 from mechanisms.dynamics.epochwise import LearningCurve, TeacherStudent, as_limit, as_times, learning_rates
 
@@ -92,7 +92,7 @@ def _simulate_block(
     generator: torch.Generator | None,
 ) -> tuple[Float[Tensor, "draws times"], Float[Tensor, "draws times"], Float[Tensor, "draws 1"]]:
     """R, Q, and the teacher's squared norm over d."""
-    device = steps.device if generator is None else generator.device
+    device = steps.device if generator is None else place_of(generator)
     steps = steps.to(device)
     scales = problem.singular_values.to(device)
     latent = torch.randn(
