@@ -4,12 +4,12 @@ One thread on the CPU; seconds are those of the processor, which a busy machine 
 
 (a) 1,000 modes x 1,000 times, cross-entropy, with imbalance (C > 0): target at most 5 s; without (C = 0): at most 1 s.
 (b) The same curves by `scipy.integrate.solve_ivp` called for each mode, at a tolerance of 1e-12, ours: target at least
-    100 times slower with its default method, RK45; the faster ones stand beside it. A share of the modes is integrated
-    and the time is scaled up.
+    100 times slower, with its default method, RK45, and with faster ones. A share of the modes is integrated and the
+    time is scaled up.
 (c) The inverse, the time to 1,000 margins for each of 1,000 modes.
 (d) 1,000 tiny networks simulated in one batch against one after the other.
 
-Before timing, peer and ours have to agree to 1e-9.
+Before timing, peer and ours have to agree to 1e-8: between its steps RK45 is no better, the others are to 1e-9.
 """
 
 import argparse
@@ -67,12 +67,12 @@ def curves_against_solver(balanced: bool, repeats: int, share: int) -> None:
         found = peer(few, times.numpy(), method)
         seconds[method] = (time.process_time() - start) * 1000 / share
         difference = np.abs(found - margin_curve(few, times).numpy()).max()
-        assert difference < 1e-9, f"{method} and ours differ by {difference:.1e}"
+        assert difference < (1e-8 if method == "RK45" else 1e-9), f"{method} and ours differ by {difference:.1e}"
     ours = median_seconds(lambda: margin_curve(mode, times), repeats)
     what, target = ("C = 0", 1.0) if balanced else ("C > 0", 5.0)
     print(f"curves, 1,000 modes x 1,000 times, {what}: {ours:.3f} s (target at most {target:g} s)")
     ratios = ", ".join(f"{name} {taken:.1f} s, {taken / ours:.0f} times" for name, taken in seconds.items())
-    print(f"  solve_ivp, one call for each mode: {ratios} (target: RK45, its default, at least 100 times)")
+    print(f"  solve_ivp, one call for each mode: {ratios} (target: at least 100 times)")
     margins = torch.linspace(0.2, 6, 1000, dtype=torch.float64)
     print(f"  times to 1,000 margins: {median_seconds(lambda: time_to_margin(mode, margins), repeats):.3f} s")
 

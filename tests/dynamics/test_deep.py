@@ -128,6 +128,20 @@ def test_reports_name_the_worst_pair_and_the_units() -> None:
         report.require()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orthogonal_classes_are_so_in_any_basis(dtype: torch.dtype) -> None:
+    """Rounding leaves inner products of 1e-17, or 1e-8 in single precision, of either sign."""
+    y = [1, 1, -1, -1]
+    for seed in range(20):
+        basis = torch.linalg.qr(torch.randn(6, 6, generator=generator(seed), dtype=dtype)).Q
+        X, W = basis[[0, 0, 1, 1]] * 2, 0.1 * basis[:2]
+        assert check_separability(X, y).holds
+        assert check_initialisation(W, [0.1, -0.1], X, y).classes.tolist() == [1, -1]
+        assert len(mode_state((W, torch.tensor([0.1, -0.1], dtype=dtype)), X, y)) == 2
+    tilted = basis[[0, 1]] + 1e-4 * basis[[1, 0]]
+    assert not check_separability(tilted, [1, -1]).holds
+
+
 def test_large_data_are_checked_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = torch.randn(50, 3, generator=generator(), dtype=torch.float64), torch.ones(50)
     y[::3] = -1
@@ -373,6 +387,8 @@ def test_bad_input_is_refused() -> None:
         success_probability(0.0, 0.0)
     with pytest.raises(ValueError, match="width=0"):
         success_probability(1.0, 1.0, 0)
+    with pytest.raises(ValueError, match=r"broadcast together, got weight_std \(2,\), output_std \(3,\)"):
+        success_probability([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="frequency=0"):
         starvation_curve(0.0, [1.0])
     with pytest.raises(ValueError, match="times=-1"):
@@ -407,6 +423,8 @@ def test_bad_simulations_are_refused() -> None:
         GradientFlow(step=0.1, method="descent").simulate(W, z, X, y, [0.25])
     with pytest.raises(ValueError, match="layers has shape"):
         chain_flow(1.0, [1.0])
+    with pytest.raises(ValueError, match="broadcast together"):
+        chain_flow([[0.5], [0.1]], [1.0], norm=[1.0, 2.0, 3.0])
 
 
 @pytest.mark.user_input
@@ -422,6 +440,13 @@ def test_bad_data_recipes_are_refused() -> None:
         separable_classes(4, 4, generator=generator(), frequency=1)
     with pytest.raises(ValueError, match=r"norms\[1\]=0"):
         separable_classes(4, 4, generator=generator(), norms=(1.0, 0.0))
+    for norms in ((1.0,), 1.0):
+        with pytest.raises(ValueError, match="expected a pair"):
+            separable_classes(4, 4, generator=generator(), norms=norms)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"num_samples must be an integer, got 4\.5"):
+        separable_classes(4.5, 4, generator=generator())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="width must be an integer"):
+        mode_initialisation([[1.0, 0.0], [0.0, 1.0]], [1, -1], 2.5, generator=generator())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="width=1"):
         mode_initialisation([[1.0, 0.0], [0.0, 1.0]], [1, -1], 1, generator=generator())
     with pytest.raises(ValueError, match="samples 0 and 1 of different classes"):

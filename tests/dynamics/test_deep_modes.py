@@ -217,6 +217,27 @@ def test_extreme_states_stay_finite() -> None:
     assert (f.diff() >= 0).all()
 
 
+@pytest.mark.parametrize(
+    ("c", "f0", "depth"), [(0.0, 1e-3, 2), (0.3, -4.0, 2), (5.0, 0.0, 2), (0.0, 0.02, 3), (0, 1, 9)]
+)
+def test_margins_have_twelve_digits_at_any_time(c: float, f0: float, depth: int) -> None:
+    """Polynomials of a panel against the time integral, which is found by other means."""
+    mode = Mode(0.4, 1.3, f0, c, depth=depth)
+    times = torch.logspace(-3, 12, 4001, dtype=torch.float64)
+    f = margin_curve(mode, times)
+    p, r = 0.4, 1.3
+    pace = depth * p * r ** (2 / depth)
+    speed = (f**2 + (c / (2 * r)) ** 2).sqrt() if depth == 2 else f ** (2 - 2 / depth)
+    off = (time_to_margin(mode, f) - times) * pace * torch.sigmoid(-f) * speed
+    assert (off.abs() < 3e-12 * f.abs().clamp(min=1)).all()
+
+
+def test_modes_compare_by_identity() -> None:
+    mode = Mode(d(0.1, 0.2), 1.0, 0.1)
+    assert mode == mode
+    assert mode != Mode(d(0.1, 0.2), 1.0, 0.1)
+
+
 def test_batches_are_their_modes_one_by_one() -> None:
     mode = Mode(d(0.2, 0.5, 0.9).reshape(3, 1), d(1.0, 2.0), 0.01, d(0.0, 0.3))
     assert mode.shape == (3, 2)
@@ -304,6 +325,13 @@ def test_bad_times_margins_and_losses_are_refused() -> None:
         margin_curve(mode, torch.ones(3, 4))
     with pytest.raises(ValueError, match="infinite or not a number"):
         margin_curve(mode, [float("inf")])
+    for norm, time in ((1.0, 1e308), (1e200, 1e150), (1e308, 0.0)):
+        with pytest.raises(ValueError, match=r"times=.*margin would come near 700"):
+            margin_curve(Mode(0.5, norm, 0.1), time)
+    with pytest.raises(ValueError, match=r"times=.*margin would come near 700"):
+        margin_curve(Mode(0.5, 1e200, 0.1, depth=1), 1.0)
+    with pytest.raises(ValueError, match="broadcast together"):
+        imbalance([1.0, 2.0], [0.1, 0.2, 0.3], 1.0)
     with pytest.raises(ValueError, match="loss='mse'"):
         margin_curve(mode, [1.0], loss="mse")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="margin=1000"):

@@ -135,6 +135,13 @@ def test_fast_features_alone_overfit_and_slow_ones_alone_do_not() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_slow_features_alone_start_where_fast_ones_are_learned(method: str) -> None:
+    curve = learning_curve(FIGURE_1, [0.0, 1e-3], method=method, features="slow")
+    assert curve.alignment.tolist() == pytest.approx([0.7, 0.7], abs=1e-6)
+    assert curve.error.tolist() == pytest.approx([0.28125, 0.28125], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_parts_meet_the_whole_where_the_other_part_is_over(method: str) -> None:
     problem = TeacherStudent.two_scales(condition_number=1e4)
     for features, t in (("fast", [0.1, 1.0, 10.0]), ("slow", [1e8, 1e9])):
@@ -398,6 +405,18 @@ def test_impossible_curves_are_refused(arguments: dict, message: str) -> None:
     whole = {"problem": FIGURE_1, "times": [0.0, 1.0]} | arguments
     with pytest.raises(ValueError, match=message):
         learning_curve(**whole)
+
+
+def test_shares_may_come_in_single_precision() -> None:
+    one, shares = torch.ones(1), torch.full((1, 10), 0.1)
+    limit = Limit(1.5 * one, shares, torch.logspace(0, -2, 10)[None], 0 * one, 0 * one)
+    assert learning_curves(limit, [0.0, 1e12], lr=1.0).error[0].tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+
+
+@pytest.mark.user_input
+def test_one_curve_is_of_one_problem() -> None:
+    with pytest.raises(TypeError, match="problem is a list; expected a TeacherStudent; for many problems"):
+        learning_curve([FIGURE_1], [1.0])
 
 
 @pytest.mark.user_input

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from mechanisms.dynamics import gradient_descent, training_path
+from mechanisms.dynamics import gradient_descent, jacobian_features, training_path
 
 GENERATOR = torch.Generator().manual_seed(0)
 TALL, WIDE, SQUARE = (
@@ -90,6 +90,22 @@ def test_batches_outputs_and_rates_are_independent() -> None:
         alone = path(x[1, 2], y[1, 2, :, 3], [0, 5, 20], lr=0.06)
         torch.testing.assert_close(together[1, 2, ..., 3], alone)
         assert path(x, y[..., 0], [1], lr=lr).shape == (2, 3, 1, 5)
+
+
+def test_tangent_features_give_the_path_of_the_linearised_network() -> None:
+    """For a network that is linear in its parameters that is its training itself."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(4, 1).double()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    tangent = jacobian_features(network, x)
+    rest = y - network(x)[:, 0].detach()
+    change = training_path(tangent, rest, [0, 50], lr=0.02, method="gd")[1]
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+    for _ in range(50):
+        optimizer.zero_grad()
+        ((network(x)[:, 0] - y).square().sum() / 2).backward()
+        optimizer.step()
+    torch.testing.assert_close(tangent @ change, rest - (y - network(x)[:, 0].detach()), atol=1e-12, rtol=1e-9)
 
 
 def test_stable_is_one_over_the_largest_damped_eigenvalue() -> None:

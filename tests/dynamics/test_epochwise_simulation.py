@@ -130,6 +130,13 @@ def test_clocks_of_the_limit_and_of_each_draw_differ_by_its_largest_eigenvalue()
     assert (limit - draws).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("lr", ["stable", "per-draw"])
+def test_named_rates_are_stable_with_weight_decay(lr: str) -> None:
+    problem = TeacherStudent.two_scales(40, 20, 14, 5, l2=50.0)
+    error = simulate(problem, [0, 10**6], draws=4, method="gd", lr=lr, generator=generator()).error
+    assert (error[:, 1] < error[:, 0]).all()
+
+
 def test_clean_tests_lack_the_noise_of_the_targets() -> None:
     noisy, clean = (
         simulate(SMALL, [0, 10], draws=2, noisy_test=noisy, generator=generator()).error for noisy in (True, False)
@@ -165,7 +172,6 @@ def test_filters_at_eigenvalue_zero_take_their_limit_and_are_differentiable() ->
     [
         ({"method": "decoupled"}, "'flow', 'gd', 'ridge'"),
         ({"draws": 0}, "draws=0"),
-        ({"draws": 2.5}, "draws=2.5"),
         ({"lr": "fast"}, "'stable', 'per-draw'"),
         ({"lr": -1.0}, "lr=-1.0"),
         ({"lr": 3.0, "method": "gd"}, "diverge: it must be below"),
@@ -185,5 +191,10 @@ def test_students_that_do_not_fit_their_teacher_are_refused() -> None:
     for teacher, weights in (((20,), (3, 19)), ((2, 20), (3, 20)), ((20,), (20,))):
         with pytest.raises(ValueError, match="dim=20"):
             order_parameters(SMALL, torch.zeros(teacher), torch.zeros(weights))
+    for draw in (SMALL.sample, lambda generator: simulate(SMALL, [0.0, 1.0], draws=1, generator=generator)):
+        with pytest.raises(TypeError, match="generator is a int; expected a torch"):
+            draw(generator=0)
+    with pytest.raises(TypeError, match=r"draws must be an integer, got 2\.5"):
+        simulate(SMALL, [0.0, 1.0], draws=2.5)
     with pytest.raises(ValueError, match="num_draws"):
         SMALL.sample(0)

@@ -191,6 +191,10 @@ def test_layers_that_are_not_there_or_not_called_once_are_refused() -> None:
             layer_features(model, layer, x)
     with pytest.raises(ValueError, match="batch_size=0"):
         layer_features(model, "1", x, batch_size=0)
+    with pytest.raises(TypeError, match="inputs is a ndarray"):
+        layer_features(model, "1", x.numpy())
+    with pytest.raises(TypeError, match="integer classes"):
+        predict_test_error(x, ["a", "b", "a", "b"], [0.0, 1.0], metric="zero_one")
 
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -9,8 +9,8 @@ h(L) of the eigenvalues of X^T X is an integral over such penalties (Cauchy's fo
 
 The paper has no such formula: it reads flow as ridge. The contour is the pair of rays at +-45 degrees around the
 positive axis. In u = log|z| the integrand is analytic in a strip of half-width pi/4 and vanishes at both ends, so the
-trapezoidal rule converges geometrically: steps of 0.25 leave about 1e-9. The lower ray is the conjugate of the upper
-one, so only the upper one is kept.
+trapezoidal rule converges geometrically: steps of 0.25 leave less than 1e-8. The lower ray is the conjugate of the
+upper one, so only the upper one is kept.
 """
 
 import math

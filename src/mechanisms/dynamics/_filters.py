@@ -91,7 +91,7 @@ def check_rate(lr: Float[Tensor, "*#batch"], largest: Float[Tensor, "*batch"], l
     if bool((lr * (largest + l2) >= 2).any()):
         raise ValueError(
             f"lr={float(lr.max()):.6g} makes gradient descent diverge: it must be below 2 / (largest eigenvalue of "
-            f"X^T X + l2) = {limit:.6g}; lr='stable' is half of that, method='flow' has no limit"
+            f"X^T X + l2) = {limit:.6g}; lr='stable' is about half of that, method='flow' has no limit"
         )
 
 

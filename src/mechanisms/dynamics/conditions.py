@@ -3,6 +3,8 @@ r"""The two conditions under which the classes are learned as independent modes,
     H1   x.x' > 0 for inputs of one class, x.x' <= 0 for inputs of different classes;
     H2   each hidden unit is active (w.x > 0) on all of one class and on nothing of the other, with z of its sign.
 
+Inner products within rounding of 0 count as 0: classes that are orthogonal in a rotated basis are so only to rounding.
+
 Both persist under gradient flow: a unit of a class moves along that class's inputs. Reports say which pair of samples
 and which units break them.
 
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite
@@ -76,7 +80,7 @@ def check_separability(X: Values, y: Values) -> SeparabilityReport:
     inputs, labels = labelled(X, y)
     least, most = (torch.inf, (0, 0)), (-torch.inf, None)
     for first in range(0, len(inputs), ROWS):
-        gram = inputs[first : first + ROWS] @ inputs.T
+        gram = _products(inputs[first : first + ROWS], inputs, X)
         same = labels[first : first + ROWS, None] == labels[None, :]
         low, high = torch.where(same, gram, torch.inf), torch.where(same, -torch.inf, gram)
         smallest, largest = float(low.min()), float(high.max())
@@ -105,12 +109,12 @@ def unit_activity(W: Values, X: Values, y: Values) -> Tensor:
     weights = as_finite(W, "W", dtype=torch.float64).to(inputs.device)
     if weights.ndim < 2 or weights.shape[-1] != inputs.shape[1]:
         raise ValueError(f"W has shape {tuple(weights.shape)}; expected (..., units, {inputs.shape[1]})")
-    active = (weights @ inputs.T > 0).double()
+    active = (_products(weights, inputs, W, X) > 0).double()
     members = torch.stack([labels == 1, labels == -1], dim=1).double()
     return active @ members / members.sum(dim=0).clamp(min=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InitialisationReport:
     """Whether H2 holds, and which units break it.
 
@@ -171,6 +175,17 @@ def check_initialisation(W: Values, z: Values, X: Values, y: Values) -> Initiali
             broken[unit] = f"it is active on {one:.0%} of class +1 and {two:.0%} of class -1"
     classes = torch.where(fine & up, 1, torch.where(fine & down, -1, 0))
     return InitialisationReport(not broken, classes, broken)
+
+
+def _products(
+    left: Float[Tensor, "*batch rows features"], right: Float[Tensor, "samples features"], *given: Values
+) -> Float[Tensor, "*batch rows samples"]:
+    """Inner products, 0 where they are within rounding of it in the precision in which the vectors were given."""
+    kinds = [torch.as_tensor(v).dtype if isinstance(v, Tensor | np.ndarray) else torch.float64 for v in given]
+    eps = max((torch.finfo(kind).eps for kind in kinds if kind.is_floating_point), default=0.0)
+    products = left @ right.mT
+    bound = eps * right.shape[-1] * left.norm(dim=-1, keepdim=True) * right.norm(dim=-1)
+    return torch.where(products.abs() <= bound, 0.0, products)
 
 
 def _place(flat: Tensor, columns: int, first: int) -> tuple[int, int]:

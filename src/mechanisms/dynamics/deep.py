@@ -61,8 +61,8 @@ def mode_state(model: Network, X: Values, y: Values, *, approximate: bool = Fals
     """
     W, z = two_layers(model)
     inputs, labels = labelled(X, y)
-    check_separability(inputs, labels).require()
-    report = check_initialisation(W, z, inputs, labels)
+    check_separability(X, labels).require()
+    report = check_initialisation(W, z, X, labels)
     report.require()
     W, z = W.to(inputs.device), z.to(inputs.device)
     modes = []
@@ -172,7 +172,7 @@ def two_layers(model: Network) -> tuple[Float[Tensor, "units features"], Float[T
         W, z = model
     else:
         raise TypeError(f"model is a {type(model).__name__}; expected {form}, or (W, z)")
-    W, z = (as_finite(value, name, dtype=torch.float64) for value, name in ((W, "W"), (z, "z")))
+    W, z = (as_finite(value, name, dtype=torch.float64).detach() for value, name in ((W, "W"), (z, "z")))
     if z.ndim == 2 and len(z) == 1:
         z = z[0]
     if W.ndim != 2 or z.shape != W.shape[:1]:

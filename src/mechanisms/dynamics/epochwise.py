@@ -21,7 +21,6 @@ and for n, d -> infinity at fixed n/d they are deterministic functions of tau = 
 `mechanisms.dynamics.simulation` has the same at finite size, `mechanisms.dynamics.paths` the paths of users' data.
 """
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,11 +31,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice, check_number
+from mechanisms.dynamics._checks import check_count, place_of
 from mechanisms.dynamics._contour import flow_order
 from mechanisms.dynamics._replica import decoupled_order, ridge_order
 from mechanisms.dynamics.limits import Limit, largest_eigenvalue
 
 ORDERS = {"flow": flow_order, "ridge": ridge_order, "decoupled": decoupled_order}
+BEFORE = 1e-9  # in units of the fast features' time: nothing is learned yet
 LARGEST_BLOCK = 2**18  # points (problems x times) that are solved at once: their temporaries fit a cache
 
 
@@ -110,7 +111,7 @@ class TeacherStudent:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "dim"):
-            object.__setattr__(self, name, _count(getattr(self, name), name))
+            object.__setattr__(self, name, check_count(getattr(self, name), name))
         try:
             groups = tuple((count, scale) for count, scale in self.groups)
         except (TypeError, ValueError):
@@ -119,7 +120,7 @@ class TeacherStudent:
                 "((70, 1.0), (30, 0.01))"
             ) from None
         groups = tuple(
-            (_count(count, "a group's number of directions"), check_number(scale, "a singular value", at_least=0))
+            (check_count(count, "a group's number of directions"), check_number(scale, "a singular value", at_least=0))
             for count, scale in groups
         )
         if sum(count for count, _ in groups) != self.dim:
@@ -153,7 +154,7 @@ class TeacherStudent:
         >>> TeacherStudent.two_scales(condition_number=10).groups
         ((70, 1.0), (30, 0.1))
         """
-        dim, num_fast = _count(dim, "dim"), _count(num_fast, "num_fast")
+        dim, num_fast = check_count(dim, "dim"), check_count(num_fast, "num_fast")
         if not num_fast < dim:
             raise ValueError(
                 f"num_fast={num_fast} of dim={dim} directions: at least one must be slow; for a single scale use "
@@ -199,8 +200,8 @@ class TeacherStudent:
         >>> TeacherStudent.two_scales().sample(3, 5).test_features.shape
         torch.Size([3, 5, 100])
         """
-        draws, tests = _count(num_draws, "num_draws"), _count(num_test, "num_test", least=0)
-        device = "cpu" if generator is None else generator.device
+        draws, tests = check_count(num_draws, "num_draws"), check_count(num_test, "num_test", at_least=0)
+        device = place_of(generator)
         teacher, latent, noise, test_latent, test_noise = (
             torch.randn(draws, *shape, generator=generator, dtype=dtype, device=device)
             for shape in ((self.dim,), (self.num_samples, self.dim), (self.num_samples,), (tests, self.dim), (tests,))
@@ -230,10 +231,10 @@ def learning_curve(
         times: steps t of gradient descent, 0 or more, in increasing order, (times,). Fractions are fine.
         method: "flow" (gradient flow, exact), "ridge" (ridge at penalty l2 + 1/(lr t), exact for that), or
             "decoupled" (the paper's approximation of "ridge", equations 12 and 14, for two groups and n > d).
-        lr: learning rate, so that tau = lr * t; "stable" is 1 / `largest_eigenvalue`.
+        lr: learning rate, so that tau = lr * t; "stable" is 1 / (`largest_eigenvalue` + l2).
         noisy_test: whether test targets carry the noise of training targets; adds sigma^2 / 2.
         features: "both" is all of them. "fast" never learns any but the features of the largest scale (the others'
-            scale is 0), "slow" has learned those before the first of the times (their scale is huge).
+            scale is 0), "slow" has learned those before any of the times, 0 too (their scale is huge).
 
     Returns:
         `LearningCurve` of (times,), float64, differentiable in the times.
@@ -251,6 +252,10 @@ def learning_curve(
     >>> bool(error[100] > error[:100].min() + 0.03), round(error[-1].item(), 3)
     (True, 0.0)
     """
+    if not isinstance(problem, TeacherStudent):
+        raise TypeError(
+            f"problem is a {type(problem).__name__}; expected a TeacherStudent; for many problems call learning_curves"
+        )
     curve = learning_curves([problem], times, method=method, lr=lr, noisy_test=noisy_test, features=features)
     return LearningCurve(curve.times, *(column[0] for column in curve[1:]))
 
@@ -284,7 +289,7 @@ def learning_curves(
     tau = learning_rates(limit, lr)[:, None] * steps
     if method == "decoupled":
         _check_decoupled(limit)
-    limit = _attribute(limit, tau, check_choice(features, "features", ("both", "fast", "slow")))
+    limit, tau = _attribute(limit, tau, check_choice(features, "features", ("both", "fast", "slow")))
     rows = max(1, LARGEST_BLOCK // max(1, len(steps))) if method != "flow" else max(1, len(limit.ratio))
     parts = [
         ORDERS[method](Limit(*(field[first : first + rows] for field in limit)), tau[first : first + rows])
@@ -341,7 +346,7 @@ def as_times(times: Tensor | ArrayLike) -> Float[Tensor, " times"]:
 
 
 def learning_rates(limit: Limit, lr: float | int | str) -> Float[Tensor, " problems"]:
-    """One learning rate for each problem: the number given, or 1 / `largest_eigenvalue` for "stable".
+    """One learning rate for each problem: the number given, or 1 / (`largest_eigenvalue` + l2) for "stable".
 
     Raises:
         ValueError: another name, or a number that is not above 0.
@@ -351,18 +356,8 @@ def learning_rates(limit: Limit, lr: float | int | str) -> Float[Tensor, " probl
     """
     if isinstance(lr, str):
         check_choice(lr, "lr", ("stable",))
-        return 1 / largest_eigenvalue(limit)
+        return 1 / (largest_eigenvalue(limit) + limit.l2)
     return torch.full_like(limit.ratio, check_number(lr, "lr", above=0), requires_grad=False)
-
-
-def _count(value: object, name: str, *, least: int = 1) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)  # pyrefly: ignore[bad-argument-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name}={value!r}: it must be an integer >= {least}")
-    return number
 
 
 def _check_decoupled(limit: Limit) -> None:
@@ -376,18 +371,22 @@ def _check_decoupled(limit: Limit) -> None:
         )
 
 
-def _attribute(limit: Limit, tau: Float[Tensor, "problems times"], features: str) -> Limit:
+def _attribute(
+    limit: Limit, tau: Float[Tensor, "problems times"], features: str
+) -> tuple[Limit, Float[Tensor, "problems times"]]:
     """The problem in which only some features are learned: scale 0 is never learned, a huge one at once."""
     if features == "both":
-        return limit
+        return limit, tau
     there = limit.shares > 0
     top = torch.where(there, limit.scales, 0.0).max(1, keepdim=True).values
     fast = limit.scales == top
     if not bool(((~fast & there).any(1)).all()):
         raise ValueError(f"features={features!r} of a problem with a single scale; it has no fast and slow features")
     if features == "fast":
-        return limit._replace(scales=torch.where(fast, limit.scales, 0.0))
-    # At the first time above 0 an eigendirection of this scale has learned all but e^-1000 of itself.
-    first = torch.where(tau > 0, tau, torch.inf).min(1, keepdim=True).values.clamp(max=1e300)
+        return limit._replace(scales=torch.where(fast, limit.scales, 0.0)), tau
+    # Not at 0, where nothing is learned at any scale, but before the slow features have learned a trace.
+    tau = torch.maximum(tau, BEFORE / (top.square() + limit.l2[:, None]))
+    # At the first of the times an eigendirection of this scale has learned all but e^-1000 of itself.
+    first = tau.min(1, keepdim=True).values
     huge = top * torch.maximum(torch.ones_like(first), (1e3 / (first * top.square())).sqrt()) * 1e3
-    return limit._replace(scales=torch.where(fast, huge, limit.scales))
+    return limit._replace(scales=torch.where(fast, huge, limit.scales)), tau

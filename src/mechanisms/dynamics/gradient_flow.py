@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice, check_number
-from mechanisms.dynamics._checks import Values, refuse
+from mechanisms.dynamics._checks import Values, refuse, together
 from mechanisms.dynamics.modes import LOSSES, Loss
 
 State = tuple[Tensor, ...]
 METHODS = ("flow", "descent")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """What a simulation gave.
 
@@ -132,6 +132,7 @@ class GradientFlow:
             as_finite(value, name, dtype=torch.float64)  # pyrefly: ignore
             for value, name in ((W, "W"), (z, "z"), (X, "X"), (y, "y"))
         )
+        z, X, y = z.to(W.device), X.to(W.device), y.to(W.device)
         if W.ndim < 2 or z.shape != W.shape[:-1]:
             raise ValueError(
                 f"W has shape {tuple(W.shape)} and z {tuple(z.shape)}; expected (..., units, features) and (..., units)"
@@ -140,11 +141,11 @@ class GradientFlow:
             raise ValueError(f"X has shape {tuple(X.shape)}; expected (samples, {W.shape[-1]}), the features of W")
         if y.shape[-1:] != X.shape[-2:-1]:
             raise ValueError(f"y has shape {tuple(y.shape)}; expected one label for each of {X.shape[-2]} samples")
-        refuse(y.abs() != 1, y, "y", "labels are +1 and -1")
+        refuse(y.abs() != 1, y, "y", "labels are +1 and -1; for 0 and 1 pass 2 * y - 1")
         if weights is None:
             share = torch.full_like(y, 1 / y.shape[-1])
         else:
-            share = as_finite(weights, "weights", dtype=torch.float64)  # pyrefly: ignore
+            share = as_finite(weights, "weights", dtype=torch.float64).to(W.device)
             refuse(share < 0, share, "weights", "a sample counts for 0 or more")
         batch = W.shape[:-2]
         for value, name, inner in ((X, "X", 2), (y, "y", 1), (share, "weights", 1)):
@@ -188,10 +189,11 @@ def chain_flow(
     True
     """
     check_choice(loss, "loss", LOSSES)
-    named = ((layers, "layers"), (norm, "norm"), (frequency, "frequency"))
-    u, r, p = (as_finite(value, name, dtype=torch.float64) for value, name in named)
+    u = as_finite(layers, "layers", dtype=torch.float64)
     if u.ndim < 1 or u.shape[-1] == 0:
         raise ValueError(f"layers has shape {tuple(u.shape)}; expected (..., layers)")
+    first, r, p = together((u[..., 0], "layers"), (norm, "norm"), (frequency, "frequency"))
+    u = u.expand(*first.shape, -1)
     refuse(r <= 0, r, "norm", "it must be above 0")
     refuse((p <= 0) | (p > 1), p, "frequency", "it is a fraction of the samples, in (0, 1]")
 

@@ -18,12 +18,13 @@ Networks", 2018, arXiv:1809.06848.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mechanisms._base.validation import as_finite, check_number
-from mechanisms.dynamics._checks import Values, labelled, refuse
+from mechanisms._base.validation import check_number
+from mechanisms.dynamics._checks import Values, check_count, labelled, place_of, refuse, together
 from mechanisms.dynamics.conditions import check_initialisation, check_separability
 
 OUTCOMES = ("inactive", "learns", "learns, z crossing zero", "dies", "saddle")
@@ -88,7 +89,7 @@ def success_probability(weight_std: Values, output_std: Values, width: Values = 
     tensor([0.8474, 0.9999], dtype=torch.float64)
     """
     named = ((weight_std, "weight_std"), (output_std, "output_std"), (width, "width"))
-    s_w, s_z, h = torch.broadcast_tensors(*(as_finite(v, name, dtype=torch.float64) for v, name in named))
+    s_w, s_z, h = together(*named)
     for scale, name in ((s_w, "weight_std"), (s_z, "output_std")):
         refuse(scale < 0, scale, name, "a standard deviation is 0 or more")
     refuse((s_w == 0) & (s_z == 0), s_w, "weight_std", "with both scales 0 every unit starts at the saddle")
@@ -131,15 +132,16 @@ def separable_classes(
     >>> bool((X[y > 0] @ X[y < 0].T <= 0).all())
     True
     """
-    if num_samples < 2:
-        raise ValueError(f"num_samples={num_samples}: two classes need at least two samples")
-    if dim < 2 or dim % 2:
-        raise ValueError(f"dim={dim}: it must be even and at least 2, half of it for each class")
+    num_samples, dim = check_count(num_samples, "num_samples", at_least=2), check_count(dim, "dim", at_least=2)
+    if dim % 2:
+        raise ValueError(f"dim={dim}: it must be even, half of it for each class")
+    if norms is not None and (not isinstance(norms, Sequence) or len(norms) != 2):
+        raise ValueError(f"norms={norms!r}: expected a pair, for class +1 and for class -1")
     share, k = check_number(frequency, "frequency", above=0, below=1), dim // 2
     first = min(max(round(share * num_samples), 1), num_samples - 1)
     counts = (first, num_samples - first)
     drawn = [1, 1] if single_direction else counts
-    device = generator.device
+    device = place_of(generator)
 
     def positive(rows: int) -> Tensor:
         return torch.randn(rows, k, generator=generator, device=device, dtype=dtype).abs()
@@ -193,14 +195,13 @@ def mode_initialisation(
     [[1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
     """
     inputs, labels = labelled(X, y)
-    check_separability(inputs, labels).require()
-    if width < 2:
-        raise ValueError(f"width={width}: each of the two classes needs a unit, so at least 2")
+    check_separability(X, labels).require()
+    width = check_count(width, "width", at_least=2)  # a unit for each class
     scales = [
         check_number(value, name, above=0)
         for value, name in ((weight_scale, "weight_scale"), (output_scale, "output_scale"))
     ]
-    device = generator.device
+    device = place_of(generator)
     sizes = scales[0] * (0.5 + torch.rand(width, generator=generator, device=device, dtype=inputs.dtype))
     outputs = scales[1] * (0.5 + torch.rand(width, generator=generator, device=device, dtype=inputs.dtype))
     rows = []
@@ -215,17 +216,11 @@ def mode_initialisation(
     W = torch.stack(rows) * sizes[:, None]
     z = sizes if balanced else outputs
     z = torch.cat([z[: (width + 1) // 2], -z[(width + 1) // 2 :]])
-    check_initialisation(W, z, inputs, labels).require()
+    check_initialisation(W, z, X, labels).require()
     return W, z
 
 
 def _states(a: Values, z: Values, r: Values) -> tuple[Tensor, Tensor, Tensor]:
-    named = ((a, "preactivation"), (z, "output_weight"), (r, "norm"))
-    values = [as_finite(value, name, dtype=torch.float64) for value, name in named]
-    refuse(values[2] <= 0, values[2], "norm", "it must be above 0")
-    try:
-        a, z, r = torch.broadcast_tensors(*values)
-    except RuntimeError:
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for (_, name), value in zip(named, values, strict=True))
-        raise ValueError(f"the arguments must broadcast together, got {shapes}") from None
+    a, z, r = together((a, "preactivation"), (z, "output_weight"), (r, "norm"))
+    refuse(r <= 0, r, "norm", "it must be above 0")
     return a, z, r

@@ -30,15 +30,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice
-from mechanisms.dynamics._checks import Values, refuse
-from mechanisms.dynamics._clock import LARGEST, SMALLEST, elapsed, reached, solve_relation
+from mechanisms.dynamics._checks import Values, refuse, together
+from mechanisms.dynamics._clock import LARGEST, LONGEST, SMALLEST, elapsed, reached, solve_relation
 from mechanisms.dynamics._expi import expi
 
 Loss = Literal["cross_entropy", "hinge"]
 LOSSES = ("cross_entropy", "hinge")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # of tensors there is no single answer
 class Mode:
     """One class or direction of the data, or a batch of them: fields may be tensors that broadcast together.
 
@@ -79,16 +79,8 @@ class Mode:
 
     def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Frequency, norm, initial margin and imbalance as float64 tensors of one shape."""
-        named = {name: getattr(self, name) for name in ("frequency", "norm", "initial_margin", "imbalance")}
-        places = [value.device for value in named.values() if isinstance(value, Tensor)]
-        place = places[0] if places else None
-        values = [as_finite(value, name, dtype=torch.float64) for name, value in named.items()]
-        values = [value.to(place) if value.ndim == 0 else value for value in values]
-        try:
-            p, r, f0, c = torch.broadcast_tensors(*values)
-        except RuntimeError:
-            shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in zip(named, values, strict=True))
-            raise ValueError(f"the fields of a mode must broadcast together, got {shapes}") from None
+        names = ("frequency", "norm", "initial_margin", "imbalance")
+        p, r, f0, c = together(*((getattr(self, name), name) for name in names))
         return p, r, f0, c
 
     @property
@@ -116,13 +108,9 @@ def imbalance(activity: Values, margin: Values, norm: Values) -> Tensor:
     >>> float(imbalance(activity=5.0, margin=2.0, norm=1.0))
     3.0
     """
-    s, f, r = (
-        as_finite(value, name, dtype=torch.float64)
-        for value, name in ((activity, "activity"), (margin, "margin"), (norm, "norm"))
-    )
+    s, f, r = together((activity, "activity"), (margin, "margin"), (norm, "norm"))
     refuse(r <= 0, r, "norm", "it must be above 0")
     least = 2 * r * f.abs()
-    s, least = torch.broadcast_tensors(s, least)
     refuse(
         s < least * (1 - 1e-12), s, "activity", "S is at least 2 r |margin|, so C^2 < 0: no network is in this state"
     )
@@ -133,7 +121,7 @@ def margin_curve(mode: Mode, times: Values, *, loss: Loss = "cross_entropy") -> 
     """The margin f(t) of a mode, or of a batch of modes, under gradient flow.
 
     Hinge and logistic regression are closed forms; cross-entropy with two or more layers inverts the time integral (2)
-    to about 1e-13. First derivatives with respect to times and the fields of the mode flow through it.
+    to about 1e-12. First derivatives with respect to times and the fields of the mode flow through it.
 
     Args:
         mode: fields of shape B.
@@ -144,7 +132,8 @@ def margin_curve(mode: Mode, times: Values, *, loss: Loss = "cross_entropy") -> 
         float64 of shape (B..., times), or B for a single time.
 
     Raises:
-        ValueError: negative or non-finite times, a shape that does not fit, an unknown loss.
+        ValueError: negative or non-finite times, times at which the margin would near 700, a shape that does not fit,
+            an unknown loss.
 
     >>> mode = Mode(frequency=0.5, norm=2.0, initial_margin=0.01)
     >>> margin_curve(mode, [0.0, 2.0, 4.0], loss="hinge")
@@ -260,6 +249,10 @@ def _pace(depth: int, r: Fields) -> Fields:
 
 def _entropy_margin(depth: int, p: Fields, r: Fields, f0: Fields, c: Fields, t: Rows) -> Rows:
     clock = (p * _pace(depth, r))[:, None] * t
+    late = ~(clock <= LONGEST)  # also what is no number: an infinite pace at time 0
+    refuse(
+        late, t, "times", f"with this frequency and norm the margin would come near {LARGEST:g}, where e^margin ends"
+    )
     if depth == 1:  # f + e^f grows like time
         return solve_relation((f0 + f0.expm1())[:, None] + clock, torch.ones_like(clock))
     return reached(clock, f0, c / (2 * r), 2.0 - 2.0 / depth)

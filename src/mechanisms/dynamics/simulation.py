@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms._base.validation import as_finite, check_choice, check_number
+from mechanisms.dynamics._checks import check_count, place_of
 from mechanisms.dynamics._filters import METHODS, check_rate, check_steps, filter_values
-from mechanisms.dynamics.epochwise import LearningCurve, TeacherStudent, as_limit, as_times
-from mechanisms.dynamics.limits import largest_eigenvalue
+from mechanisms.dynamics.epochwise import LearningCurve, TeacherStudent, as_limit, as_times, learning_rates
 
 LARGEST_BLOCK = 2**22  # numbers of one temporary that are held at once
 
@@ -41,8 +41,8 @@ def simulate(
         draws: number of data sets.
         method: "flow" (gradient flow), "gd" (gradient descent, step by step the same numbers as a loop), or "ridge"
             (ridge at penalty l2 + 1/(lr t)).
-        lr: learning rate; "stable" is 1 / `largest_eigenvalue` of the limit, the clock of `learning_curve`;
-            "per-draw" is 1 over the largest eigenvalue of each draw, the clock of the paper's simulations.
+        lr: learning rate; "stable" is 1 / (`largest_eigenvalue` + l2) of the limit, the clock of `learning_curve`;
+            "per-draw" is 1 / (largest eigenvalue + l2) of each draw, the clock of the paper's simulations.
         average_teacher: the exact mean over teachers and noise for each draw of the inputs, in place of one teacher
             and one noise each.
         noisy_test: whether test targets carry the noise of training targets.
@@ -65,8 +65,7 @@ def simulate(
     steps = as_times(times)
     if method == "gd":
         check_steps(steps)
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws={draws!r}: it must be an integer >= 1")
+    draws = check_count(draws, "draws")
     if isinstance(lr, str):
         check_choice(lr, "lr", ("stable", "per-draw"))
     else:
@@ -93,7 +92,7 @@ def _simulate_block(
     generator: torch.Generator | None,
 ) -> tuple[Float[Tensor, "draws times"], Float[Tensor, "draws times"], Float[Tensor, "draws 1"]]:
     """R, Q, and the teacher's squared norm over d."""
-    device = steps.device if generator is None else generator.device
+    device = steps.device if generator is None else place_of(generator)
     steps = steps.to(device)
     scales = problem.singular_values.to(device)
     latent = torch.randn(
@@ -103,10 +102,9 @@ def _simulate_block(
     left, sigma, right = torch.linalg.svd(latent * scales, full_matrices=False)
     eigenvalues = sigma.square()
     if lr == "per-draw":
-        rates = 1 / eigenvalues[:, 0]
+        rates = 1 / (eigenvalues[:, 0] + problem.l2)
     else:
-        rate = 1 / largest_eigenvalue(as_limit([problem]))[0] if isinstance(lr, str) else lr
-        rates = torch.full((draws,), float(rate), dtype=torch.float64, device=device)
+        rates = learning_rates(as_limit([problem]), lr).to(device).expand(draws)
     if method == "gd":
         check_rate(rates, eigenvalues[:, 0], problem.l2)
     # Weights are V (f * U^T y): f is phi sigma; F V is the student as seen on latent inputs.

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from mechanisms._base.validation import check_choice, check_number
+from mechanisms.dynamics._checks import check_count
 from mechanisms.dynamics._contour import ANGLE, flow_filter, nodes, weights
 from mechanisms.dynamics._filters import METHODS, as_rates, check_rate, check_steps, decompose, filter_values
 from mechanisms.dynamics.epochwise import as_times
@@ -196,8 +197,10 @@ def layer_features(
         layer = modules[layer]
     if not any(module is layer for module in modules.values()):
         raise ValueError(f"{type(layer).__name__} is no layer of this model; name one of model.named_modules()")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: it must be 1 or more, or None for all rows at once")
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs is a {type(inputs).__name__}; expected a tensor (samples, ...), as the model takes")
+    if batch_size is not None:
+        check_count(batch_size, "batch_size")
     seen: list[object] = []
     hook = layer.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0] if arguments else None))
     training = {module: module.training for module in modules.values()}
@@ -227,7 +230,10 @@ def _labels(
     """Class labels and their one-hot columns for "zero_one"; nothing and the targets for "squared"."""
     if metric == "squared":
         return None, targets
-    labels = torch.as_tensor(targets)
+    try:
+        labels = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be integer classes 0, 1, ..., (rows,): {error}") from None
     if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex() or len(labels) == 0:
         raise ValueError(
             f"{name} are {labels.dtype} of shape {tuple(labels.shape)}; metric='zero_one' takes integers, (rows,)"

@@ -150,6 +150,7 @@ def _draw_decoupled(variant: str, cell: Cell) -> plotly.graph_objects.Figure:
     for place, (method, label) in enumerate(FORMULAS):
         _line(figure, t, learning_curve(decoupled_problem(variant), t, lr=1.0, method=method).error, label, place)
     _recorded(figure, cell, variant, "simulated, ridge", len(FORMULAS))
+    _recorded(figure, cell, variant, "simulated, gradient flow", len(FORMULAS) + 1, name="flow_error")
     return figure
 
 
@@ -170,10 +171,17 @@ def _line(figure: plotly.graph_objects.Figure, x: Tensor, y: Tensor, label: str,
 
 
 def _recorded(
-    figure: plotly.graph_objects.Figure, cell: Cell, variant: str, label: str, place: int, *, legend: bool = True
+    figure: plotly.graph_objects.Figure,
+    cell: Cell,
+    variant: str,
+    label: str,
+    place: int,
+    *,
+    name: str = "error",
+    legend: bool = True,
 ) -> None:
     """Points of the mean over seeds of a recorded error curve."""
-    runs = [curve for curve in cell.curves("error", variant).values() if curve.step]
+    runs = [curve for curve in cell.curves(name, variant).values() if curve.step]
     if not runs:
         return
     mean = [sum(values) / len(runs) for values in zip(*(_values(curve) for curve in runs), strict=False)]
