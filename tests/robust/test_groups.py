@@ -24,7 +24,7 @@ from mechanisms.robust.groups import (
     worst_group_accuracy,
 )
 
-# The specification's level for exact tests of sampling: a false alarm is rarer than one in a million per test.
+# The level of exact tests of sampling: a false alarm is rarer than one in a million per test.
 LEVEL = 1e-7
 
 

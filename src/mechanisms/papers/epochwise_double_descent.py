@@ -264,7 +264,8 @@ LINEAR_STUDENT = Experiment(
                 better_than("rise_5_to_20", "kappa-30-quarter-rate", 0.0),
                 better_than("end", "kappa-30-quarter-rate", 0.02, higher=False),
             ),
-            note="Steps are counted at the full rate: four small ones for each.",
+            note="Ours: at the published rate some students diverge. Steps are counted at the full rate, four "
+            "small ones each.",
         ),
         Claim(
             "... and is gone when the scales coincide",
