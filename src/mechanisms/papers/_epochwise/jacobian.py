@@ -193,6 +193,8 @@ def keep_spectrum(bench: Bench, spectrum: Modes, num_large: int) -> dict[str, An
 
 def draw_spectrum(cell: Cell) -> plotly.graph_objects.Figure:
     """Singular values over their rank, a line for each seed."""
+    import math
+
     figure = canvas(x="rank", y="singular value of the Jacobian", log_x=True, log_y=True, legend=False)
     runs = cell.curves("singular_value", VARIANT)
     for seed, curve in runs.items():
@@ -201,7 +203,9 @@ def draw_spectrum(cell: Cell) -> plotly.graph_objects.Figure:
         figure.add_scatter(x=curve.step, y=curve.value, mode="lines", line=look, opacity=0.6, hovertemplate=hover)
     if runs:
         split = float(cell.config.get("num_large", JacobianModes.num_large))
-        figure.add_vline(x=split, line={"color": INK[0], "dash": "dot"}, annotation_text="large | small")
+        figure.add_vline(x=split, line={"color": INK[0], "dash": "dot"})
+        # On a logarithmic axis an annotation stands at the logarithm.
+        figure.add_annotation(x=math.log10(split), y=1, yref="paper", text="large | small", showarrow=False)
     return _or_nothing(figure)
 
 
@@ -230,8 +234,8 @@ def draw_learning(cell: Cell) -> plotly.graph_objects.Figure:
             yaxis=axis,
             hovertemplate=f"{label}, epoch %{{x:.0f}}: %{{y:.3f}}<extra></extra>",
         )
-    figure.update_layout(yaxis2={"title": "test error", "overlaying": "y", "side": "right", "showgrid": False})
-    figure.update_layout(yaxis2_rangemode="tozero", yaxis_rangemode="tozero")
+    right = {"title": "test error", "overlaying": "y", "side": "right", "showgrid": False, "tickmode": "auto"}
+    figure.update_layout(yaxis2=right | {"rangemode": "tozero", "automargin": True}, yaxis_rangemode="tozero")
     return _or_nothing(figure)
 
 
@@ -258,7 +262,7 @@ EXPERIMENT = Experiment(
             data="generated", width=2, epochs=2, batch_size=48, lr=1e-3, last=1, window=1, examples=12, num_large=4
         ),
         "laptop": JacobianModes(
-            network="digits-mlp", epochs=100, lr=5e-3, last=10, examples=200, num_large=20, chunk=200
+            network="digits-mlp", epochs=75, lr=5e-3, last=10, examples=200, num_large=20, chunk=200
         ),
         "paper": JacobianModes(),
     },
