@@ -31,6 +31,7 @@ from mechanisms.papers._epochwise.finite import (
     run_decoupled,
     run_weight_decay,
 )
+from mechanisms.papers._epochwise.jacobian import EXPERIMENT as JACOBIAN
 from mechanisms.papers._epochwise.resnet import EXPERIMENT as RESNET
 from mechanisms.papers._epochwise.settings import SLICES
 from mechanisms.papers._epochwise.students import LINEAR, Students, run_findings, run_linear
@@ -338,5 +339,6 @@ paper = Paper(
         LINEAR_STUDENT,
         OTHER_NETWORKS,
         RESNET,
+        JACOBIAN,
     ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mechanisms.lab import Bench, Claim, Experiment, Figure, all_of, at_least, at_most, close_to, config
 from mechanisms.lab.figures import canvas, curves, plain
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
     from torch import Tensor, nn
 
+    from mechanisms.lab.data import Splits
     from mechanisms.lab.records import Cell
 
 # Coupled weight decay of Adam by variant; the last one is 10^-1.5.
@@ -39,30 +41,77 @@ class NoisyCifar:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
 
+class Task(NamedTuple):
+    """Images as bytes on the device, the labels to train on (a share of them permuted), and the clean test set."""
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    wrong_labels: float
+
+
 def run(settings: NoisyCifar, variant: str, bench: Bench) -> dict[str, Any]:
     """Train once and describe the curve of the test error."""
-    import torch
-    from torch.nn import functional
+    task = noisy(load(settings, bench), settings, bench)
+    fit(settings, bench, network(settings, bench), task, DECAYS[variant], f"resnet-{variant}")
+    return summary(settings, bench, task)
 
-    from mechanisms._base.seeds import seeded, stream_seed
+
+def load(settings: NoisyCifar, bench: Bench) -> Splits:
+    """CIFAR-10, or images in its format that need no data."""
     from mechanisms.lab.data.cifar import cifar10
-    from mechanisms.lab.training import train
-    from mechanisms.papers._vision import ResNet, generated_images, in_memory, on_device, outputs, place, thin
+    from mechanisms.papers._vision import generated_images
 
     if settings.data == "generated":
-        splits = generated_images(96, 48, 10, bench.seed)
-    else:
-        splits = cifar10(settings.path or None, hub=settings.hub)
+        return generated_images(96, 48, 10, bench.seed)
+    return cifar10(settings.path or None, hub=settings.hub)
+
+
+def noisy(splits: Splits, settings: NoisyCifar, bench: Bench) -> Task:
+    """The data on the bench's device, with the noise in the training labels."""
+    import torch
+
+    from mechanisms.papers._vision import on_device
+
     labels = permute_some(splits.train.y, settings.label_noise, bench.numpy("noise"))
     bench.precision = settings.precision
     device = bench.fabric.device
     x, test_x = (on_device(part.x, device) for part in (splits.train, splits.test))
     y, test_y = (torch.from_numpy(part).to(device) for part in (labels, splits.test.y))
+    return Task(x, y, test_x, test_y, float((labels != splits.train.y).mean()))
+
+
+def network(settings: NoisyCifar, bench: Bench) -> nn.Module:
+    """A ResNet-18 with this seed's first weights."""
+    from mechanisms._base.seeds import seeded, stream_seed
+    from mechanisms.papers._vision import ResNet
+
     with seeded(stream_seed(bench.seed, "weights")):
-        model = ResNet(18, 10, width=settings.width)
-    place(model, device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=DECAYS[variant])
-    batches = in_memory(x, y, settings.batch_size, bench.seed, augment=True)
+        return ResNet(18, 10, width=settings.width)
+
+
+def fit(
+    settings: NoisyCifar,
+    bench: Bench,
+    model: nn.Module,
+    task: Task,
+    weight_decay: float | int,
+    checkpoint: str,
+    *,
+    augment: bool = True,
+    observe: Callable[[int], dict[str, float]] | None = None,
+) -> None:
+    """Train with Adam and log both errors after every epoch, and whatever `observe(epoch)` gives beside them."""
+    import torch
+    from torch.nn import functional
+
+    from mechanisms.lab.training import train
+    from mechanisms.papers._vision import in_memory, outputs, place
+
+    place(model, task.x.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=weight_decay)
+    batches = in_memory(task.x, task.y, settings.batch_size, bench.seed, augment=augment)
     epoch_steps = len(batches)
     seen: list[Tensor] = []
 
@@ -73,9 +122,11 @@ def run(settings: NoisyCifar, variant: str, bench: Bench) -> dict[str, Any]:
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         epoch = len(bench.curves.get("test_error", ([], []))[0]) + 1
-        wrong = (outputs(network, test_x).argmax(1) != test_y).float().mean()
+        wrong = (outputs(network, task.test_x).argmax(1) != task.test_y).float().mean()
         bench.log(epoch, test_error=float(wrong), train_error=float(torch.stack(seen).mean()))
         seen.clear()
+        if observe is not None and (more := observe(epoch)):
+            bench.log(epoch, **more)
         return {}
 
     train(
@@ -87,11 +138,17 @@ def run(settings: NoisyCifar, variant: str, bench: Bench) -> dict[str, Any]:
         steps=settings.epochs * epoch_steps,
         evaluate=evaluate,
         every=epoch_steps,
-        checkpoint=f"resnet-{variant}",
+        checkpoint=checkpoint,
     )
+
+
+def summary(settings: NoisyCifar, bench: Bench, task: Task) -> dict[str, Any]:
+    """What the curves say in numbers; the curves are thinned for the record."""
+    from mechanisms.papers._vision import thin
+
     metrics = describe(bench.curves["test_error"][1], settings.window, settings.last)
     metrics["final_train_error"] = sum(late := bench.curves["train_error"][1][-settings.last :]) / len(late)
-    metrics["wrong_labels"] = float((labels != splits.train.y).mean())
+    metrics["wrong_labels"] = task.wrong_labels
     for name in ("test_error", "train_error", "loss"):
         thin(bench.curves, name)
     return metrics
