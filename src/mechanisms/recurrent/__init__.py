@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.cells import RNNCell as RNNCell
     from mechanisms.recurrent.cells import RNNState as RNNState
     from mechanisms.recurrent.cells import from_torch as from_torch
+    from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
     from mechanisms.recurrent.scan import ScanResult as ScanResult
@@ -32,6 +33,7 @@ _HOMES: dict[str, str] = {
     "Noise": "protocol",
     "RNNCell": "cells",
     "RNNState": "cells",
+    "Recurrent": "module",
     "ScanResult": "scan",
     "from_torch": "cells",
     "scan_chunks": "scan",

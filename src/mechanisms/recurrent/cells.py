@@ -354,7 +354,13 @@ def from_torch(module: nn.LSTMCell | nn.GRUCell | nn.RNNCell) -> LSTMCell | GRUC
 
 
 def share(cell: _Plain, module: nn.Module, suffix: str = "") -> None:
-    """Give `cell` the parameters of a module of torch, under names such as `weight_ih` + suffix."""
+    """Give `cell` the parameters of a module of torch, under names such as `weight_ih` + suffix.
+
+    >>> theirs, ours = nn.GRU(3, 4), GRUCell(3, 4)
+    >>> share(ours, theirs, "_l0")
+    >>> ours.weight_ih is theirs.weight_ih_l0
+    True
+    """
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         if getattr(cell, name) is not None:
             setattr(cell, name, getattr(module, name + suffix))

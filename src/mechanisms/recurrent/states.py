@@ -118,7 +118,8 @@ def from_torch_state(like: tuple[State, ...], state: Tensor | tuple[Tensor, ...]
         state: what `torch.nn.LSTM` takes.
 
     Raises:
-        ValueError: the number of tensors or layers does not fit.
+        TypeError: there are more or fewer tensors than leaves.
+        ValueError: the number of layers does not fit.
 
     >>> from mechanisms.recurrent.cells import LSTMCell
     >>> (state,) = from_torch_state((LSTMCell(3, 4).initial_state(1),), (torch.ones(1, 2, 4), torch.zeros(1, 2, 4)))
@@ -128,7 +129,7 @@ def from_torch_state(like: tuple[State, ...], state: Tensor | tuple[Tensor, ...]
     given = (state,) if isinstance(state, Tensor) else tuple(state)
     names = [name for name, _ in named_leaves(like[0])]
     if len(given) != len(names):
-        raise ValueError(
+        raise TypeError(
             f"{len(given)} tensors were given as the initial state; this network has {len(names)} per layer "
             f"({', '.join(names)})"
         )
