@@ -185,8 +185,6 @@ def torch_module(cells: Sequence[Cell], num_layers: int, **options: Any) -> nn.L
         first.hidden_size,
         num_layers,
         bias=first.bias,
-        device=like.device,
-        dtype=like.dtype,
         **options,
     )
     directions = len(cells) // num_layers

@@ -6,7 +6,7 @@ Whole sequences run through torch's own kernels (cuDNN on a GPU).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -131,6 +131,12 @@ class _Plain(Cell):
             result = kernel(inputs, start if len(start) > 1 else start[0], *options)
         return result[0], *[leaf.squeeze(0) for leaf in result[1:]]
 
+    def _one(self, kernel: Callable[..., Any], input: Tensor, state: Any) -> Any:
+        """One step in torch's own call, which is shorter than ours; `None` under autocast, where it would lower `h`."""
+        if torch.is_autocast_enabled(input.device.type):
+            return None
+        return kernel(input, state, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+
     def extra_repr(self) -> str:
         """The sizes, and what is not the default."""
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
@@ -177,6 +183,10 @@ class LSTMCell(_Plain):
         h = torch.sigmoid(o) * torch.tanh(c)
         return h, LSTMState(h, c)
 
+    def _whole_step(self, input: Tensor, state: LSTMState, noise: None) -> tuple[Tensor, LSTMState]:
+        found = self._one(torch.lstm_cell, input, (state.h, state.c))
+        return super()._whole_step(input, state, noise) if found is None else (found[0], LSTMState(*found))
+
     def sequence(self, inputs: Tensor, state: LSTMState, noise: None) -> tuple[Tensor, LSTMState]:
         """All steps in torch's kernel."""
         found = self._run(torch.lstm, inputs, *state)
@@ -222,6 +232,10 @@ class GRUCell(_Plain):
         n = torch.tanh(torch.addcmul(projected[:, 2 * size :], r, own[:, 2 * size :]))
         h = torch.lerp(n, h, z)
         return h, GRUState(h)
+
+    def _whole_step(self, input: Tensor, state: GRUState, noise: None) -> tuple[Tensor, GRUState]:
+        found = self._one(torch.gru_cell, input, state.h)
+        return super()._whole_step(input, state, noise) if found is None else (found, GRUState(found))
 
     def sequence(self, inputs: Tensor, state: GRUState, noise: None) -> tuple[Tensor, GRUState]:
         """All steps in torch's kernel."""

@@ -136,13 +136,17 @@ class Cell(nn.Module):
         if noise is not None:
             noise = tree_map(lambda leaf: leaf[0], noise)
         try:
-            return self.step(project(self, input, noise), state, noise)
+            return self._whole_step(input, state, noise)
         except Exception:
             # Looked at only now, so that a good step costs nothing more.
             check_inputs(self, input, leading=1)
             if given:
                 check_state(self, state, like.shape[0])
             raise
+
+    def _whole_step(self, input: Tree, state: State, noise: Tree) -> tuple[Any, State]:
+        """A step from the raw input; cells for which torch has one call override it."""
+        return self.step(project(self, input, noise), state, noise)
 
     def hidden(self, state: State) -> Tensor:
         """The vector (batch, hidden) that stands for the state; attention wrappers read it. By default leaf `h`."""
