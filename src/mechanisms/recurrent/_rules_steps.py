@@ -35,12 +35,14 @@ def contract(case: Case) -> None:
             raise CellContractError(rule, f"the cell has no attribute {name}")
     state = cell.initial_state(case.batch)
     _check_leaves(rule, cell, state, case.batch)
+    same(rule, cell.initial_state(case.batch), state, 0.0, "two calls of initial_state")
     for name in cell.zoneable:
         try:
             get_leaf(state, name)
         except TypeError as error:
             raise CellContractError(rule, f"zoneable names {name!r}: {error}", leaf=name) from error
     inputs, noise = case.inputs(cell), case.noise(cell)
+    _check_leading(case, noise)
     forms = []
     for seed in (0, 1):
         now = state
@@ -178,14 +180,7 @@ def noise(case: Case) -> None:
     cell = case.cell()
     first, second = case.noise(cell), case.noise(cell)
     same(rule, second, first, 0.0, "two draws from the same seed")
-    for name, leaf in named_leaves(first):
-        if isinstance(leaf, Tensor) and tuple(leaf.shape[:2]) != (case.steps, case.batch):
-            raise CellContractError(
-                rule,
-                f"leaf {name!r} has shape {tuple(leaf.shape)}; it must lead with (steps, batch) = "
-                f"{(case.steps, case.batch)}, so that steps and rows can be sliced",
-                leaf=name,
-            )
+    _check_leading(case, first)
     random = torch.get_rng_state()
     case.noise(cell)
     if not torch.equal(random, torch.get_rng_state()):
@@ -212,6 +207,17 @@ def noise(case: Case) -> None:
             EXACT,
             "rows 1 and up when the noise of row 0 changes",
         )
+
+
+def _check_leading(case: Case, drawn: Tree) -> None:
+    for name, leaf in named_leaves(drawn):
+        if isinstance(leaf, Tensor) and tuple(leaf.shape[:2]) != (case.steps, case.batch):
+            raise CellContractError(
+                "noise",
+                f"leaf {name!r} has shape {tuple(leaf.shape)}; it must lead with (steps, batch) = "
+                f"{(case.steps, case.batch)}, so that steps and rows can be sliced",
+                leaf=name,
+            )
 
 
 def _mixed(first: Tree, other: Tree) -> Tree:

@@ -44,7 +44,7 @@ def dtypes(case: Case) -> None:
     for (name, low), (_, full) in zip(named_leaves(lowered.output), named_leaves(plain.output), strict=True):
         if isinstance(low, Tensor) and isinstance(full, Tensor) and full.numel():
             difference = float((low.detach().float() - full.detach()).abs().max())
-            if not difference <= HALF * max(float(full.abs().max()), 1e-6):
+            if not difference <= HALF * max(float(full.detach().abs().max()), 1e-6):
                 raise CellContractError(
                     rule,
                     f"output {name!r} under autocast differs by {difference:.3g}",

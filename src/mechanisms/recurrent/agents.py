@@ -35,7 +35,7 @@ def pack_state(cell: Any, state: State) -> Tensor:
     like = first_tensor(state)
     initial = cell.initial_state(like.shape[0], device=like.device)
     parts = [
-        (leaf.to(torch.float32) - start.detach().to(torch.float32)).flatten(1)
+        _flat(leaf.to(torch.float32) - start.detach().to(torch.float32))
         for leaf, start in zip(tensors(state), tensors(initial), strict=True)
     ]
     return torch.cat(parts, 1)
@@ -61,7 +61,7 @@ def unpack_state(cell: Any, packed: Tensor, *, dtype: torch.dtype | None = None,
     """
     _refuse_growing(cell)
     initial = cell.initial_state(packed.shape[0], device=packed.device, dtype=dtype)
-    sizes = [leaf[0].numel() if len(leaf) else leaf.flatten(1).shape[1] for leaf in tensors(initial)]
+    sizes = [_flat(leaf).shape[1] for leaf in tensors(initial)]
     if packed.dim() != 2 or packed.shape[1] != sum(sizes):
         raise ValueError(
             f"the packed state has shape {tuple(packed.shape)}; expected (batch, {sum(sizes)}) for {shapes(initial)}"
@@ -77,6 +77,10 @@ def unpack_state(cell: Any, packed: Tensor, *, dtype: torch.dtype | None = None,
         return base + numbers.to(leaf.dtype)
 
     return tree_map(unpack, initial)
+
+
+def _flat(leaf: Tensor) -> Tensor:
+    return leaf.flatten(1) if leaf.dim() > 1 else leaf.unsqueeze(1)
 
 
 def _refuse_growing(cell: Any) -> None:

@@ -53,12 +53,13 @@ def gradient_flow(
         loss = loss_of_outputs(result.output)
     if loss.dim() != 0:
         raise ValueError(f"loss_of_outputs gave shape {tuple(loss.shape)}; a scalar is expected")
-    leaves = []
+    leaves: list[Tensor] = []
     for state in result.states or []:
         found = dict(named_leaves(state))
-        if not isinstance(found.get(leaf), Tensor):
+        one = found.get(leaf)
+        if not isinstance(one, Tensor):
             raise ValueError(f"the state has no leaf {leaf!r}; it has {', '.join(found)}")
-        leaves.append(found[leaf])
+        leaves.append(one)
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return torch.stack(
         [

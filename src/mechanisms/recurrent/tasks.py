@@ -228,7 +228,8 @@ def sequential_images(
     """
     if images.dim() not in (3, 4):
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; expected (batch, height, width) or (batch, channels, height, width)"
+            f"images have shape {tuple(images.shape)}; expected (batch, height, width), with channels "
+            "(batch, channels, height, width)"
         )
     if images.dim() == 3:
         images = images.unsqueeze(1)
