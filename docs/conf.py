@@ -43,7 +43,6 @@ myst_heading_anchors = 3
 html_math_renderer = "mathml"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {"Cell": "mechanisms.lab.records.Cell"}  # two classes have that name
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 add_module_names = False
