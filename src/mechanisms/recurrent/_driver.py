@@ -217,6 +217,8 @@ def run_kernel(cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan) 
         lengths = None if plan.lengths is None else [min(max(length - begin, 0), size) for length in plan.lengths]
         if lengths is None or min(lengths) == size:
             found = cell.sequence(part, state, own)
+        elif getattr(cell, "sequence_takes_lengths", False):
+            found = cell.sequence(part, state, own, lengths=lengths)
         else:
             found = _run_lengths(cell, part, state, own, lengths, size)
         if found is NotImplemented:
