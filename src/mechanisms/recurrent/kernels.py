@@ -1,8 +1,8 @@
 """Whole sequences of an LSTM, a GRU or a plain network with Zoneout, on the CPU, in one call of C each way.
 
-The kernels of `kernels.c` are built when they are first used (a second or two, once per machine) and never needed: where
-there is no compiler, on other devices and types, `unavailable` says why and the loop over single steps gives the same
-numbers. A kept unit is one whose mask is set (or, in part, by the rate):
+The kernels of `kernels.c` are built when they are first used (a second or two, once per machine) and never needed:
+where there is no compiler, on other devices and types, `unavailable` says why, and the loop over single steps gives the
+same numbers. A kept unit is one whose mask is set (or, in part, by the rate):
 
     h_t = keep_h h_{t-1} + (1 - keep_h) h̃_t,    c_t = keep_c c_{t-1} + (1 - keep_c) c̃_t,    h̃_t from c̃_t
 

@@ -1,4 +1,4 @@
-"""Zoneout: units of a recurrent state keep their old value at random, so that noise regularises and gradients still pass.
+"""Zoneout: units of a recurrent state keep their old value at random: noise regularises, and gradients still pass.
 
     training:    h_t = d_t h_{t-1} + (1 - d_t) h̃_t,    d_t ~ Bernoulli(z), per step, row and unit
     evaluation:  h_t = z h_{t-1} + (1 - z) h̃_t         the mask's expectation, nothing is rescaled
@@ -191,8 +191,8 @@ class Zoneout(Cell):
             rates[leaf] = check_rate(one, f"zoneout rate of {leaf!r}" if len(cell.zoneable) > 1 else "zoneout rate")
         if rates.get("h", 0) > 0.5 and rates["h"] < 1:
             warnings.warn(
-                f"the hidden state keeps its old value with probability {rates['h']}: a zoneout rate is the probability "
-                "of keeping the old value, not of updating",
+                f"the hidden state keeps its old value with probability {rates['h']}: a zoneout rate is the "
+                "probability of keeping the old value, not of updating",
                 stacklevel=2,
             )
         self.rates = {leaf: one for leaf, one in rates.items() if one > 0}
@@ -320,7 +320,7 @@ class Zoneout(Cell):
     def sequence(self, inputs: Tensor, state: State, noise: Noise | None, *, lengths: list[int] | None = None) -> Any:
         """All steps in the fused kernel; at rate 0, in whatever the inner cell has."""
         cell, inner = self.cell, self._inner(state)
-        steps, rows = first_tensor(inputs).shape[:2]
+        steps = first_tensor(inputs).shape[0]
         taken = steps if lengths is None else torch.tensor(lengths, device=first_tensor(inputs).device)
         if not self.rates:
             found = cell.sequence(inputs, inner, None if noise is None else noise.inner)
