@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mechanisms._base.compiled import CannotCompile, load_kernel
 
@@ -157,7 +156,7 @@ def _run(
     hold_h: Hold,
     hold_c: Hold,
     lengths: Tensor | None,
-) -> tuple[Tensor, ...]:
+) -> Any:
     # Contiguous before the function, so that what it keeps is what autograd knows.
     x, h0 = x.contiguous(), h0.contiguous()
     c0 = c0.contiguous() if c0 is not None else None
@@ -187,8 +186,13 @@ class _Sequence(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
+        # Not once_differentiable: that lets create_graph=True pass without a graph where the loss is linear in the output.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
+                "or scan(..., twice_differentiable=True)"
+            )
         # Products into given tensors know no autocast.
         with torch.autocast("cpu", enabled=False):
             return None, None, None, None, *_backward(ctx.settings, ctx.needs_input_grad[4:], ctx.saved_tensors, *grads)
@@ -205,7 +209,7 @@ def _forward(
     weights: Weights,
     *,
     trains: bool,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, Tensor | None]]:
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], tuple[Tensor | None, Tensor | None]]:
     """Outputs and last states; and what the backward pass needs: activations, memories of all steps."""
     library = _library(x.dtype)
     steps, batch, hidden = *x.shape[:2], h0.shape[1]
@@ -263,9 +267,9 @@ def _forward(
 
 
 def _backward(
-    settings: tuple[str, float, float, bool],
+    settings: tuple[str, float | int, float | int, bool],
     needed: tuple[bool, ...],
-    kept: tuple[Tensor, ...],
+    kept: tuple[Any, ...],
     grad_out: Tensor | None,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
