@@ -141,7 +141,10 @@ def test_a_damaged_kernel_is_built_anew(cache: Path, source: Path) -> None:
 
 
 def test_processes_that_build_at_once_all_succeed(cache: Path, source: Path) -> None:
-    text = f"from pathlib import Path; from mechanisms._base.compiled import load_kernel as k; print(k(Path({str(source)!r})).answer())"
+    text = (
+        "from pathlib import Path; from mechanisms._base.compiled import load_kernel; "
+        f"print(load_kernel(Path({str(source)!r})).answer())"
+    )
 
     def run(_: int) -> str:
         return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout.strip()

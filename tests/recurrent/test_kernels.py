@@ -1,4 +1,4 @@
-"""The fused sequences equal single steps: outputs, states, gradients, masks, lengths, threads; and NaN comes through."""
+"""The fused sequences equal single steps: outputs, states, gradients, masks, lengths, threads; NaN comes through."""
 
 import ctypes
 
@@ -45,8 +45,7 @@ def one_step_at_a_time(
 
 
 def held(fresh: Tensor, old: Tensor, hold: Hold, t: int) -> Tensor:
-    keep = hold.rate if hold.mask is None else hold.mask[t].to(fresh.dtype)
-    return keep * old + (1 - keep) * fresh
+    return torch.lerp(fresh, old, hold.rate if hold.mask is None else hold.mask[t].to(fresh.dtype))
 
 
 def problem(kind: str, steps: int, rows: int, inputs: int, size: int, dtype: torch.dtype, bias: bool, seed: int):
@@ -109,9 +108,8 @@ def test_outputs_and_gradients_equal_single_steps(
         # Float32: sums of up to 135 products of gradients, so a few units in the last place of the largest.
         torch.testing.assert_close(found, expected, rtol=0, atol=3 * TOLERANCE[dtype] * scale)
     with torch.no_grad():
-        for trained, plain in zip(
-            results[1], fused(kind, x, h, c, weights, hold_h, hold_c, lengths if cut else None), strict=False
-        ):
+        plain_run = fused(kind, x, h, c, weights, hold_h, hold_c, lengths if cut else None)
+        for trained, plain in zip(results[1], plain_run, strict=False):
             assert torch.equal(trained, plain)
 
 
