@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mechanisms.recurrent.agents import pack_state as pack_state
+    from mechanisms.recurrent.agents import unpack_state as unpack_state
+    from mechanisms.recurrent.analysis import gradient_flow as gradient_flow
     from mechanisms.recurrent.cells import GRUCell as GRUCell
     from mechanisms.recurrent.cells import GRUState as GRUState
     from mechanisms.recurrent.cells import LSTMCell as LSTMCell
@@ -17,14 +20,33 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.cells import RNNCell as RNNCell
     from mechanisms.recurrent.cells import RNNState as RNNState
     from mechanisms.recurrent.cells import from_torch as from_torch
+    from mechanisms.recurrent.checks import CellContractError as CellContractError
+    from mechanisms.recurrent.checks import check_cell as check_cell
     from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
+    from mechanisms.recurrent.states import detach as detach
+    from mechanisms.recurrent.states import expand as expand
+    from mechanisms.recurrent.states import freeze as freeze
+    from mechanisms.recurrent.states import from_torch_state as from_torch_state
+    from mechanisms.recurrent.states import reset as reset
+    from mechanisms.recurrent.states import select as select
+    from mechanisms.recurrent.states import state_from_dict as state_from_dict
+    from mechanisms.recurrent.states import state_to_dict as state_to_dict
+    from mechanisms.recurrent.states import to_torch_state as to_torch_state
+    from mechanisms.recurrent.tasks import RecallScores as RecallScores
+    from mechanisms.recurrent.tasks import adding_task as adding_task
+    from mechanisms.recurrent.tasks import copying_task as copying_task
+    from mechanisms.recurrent.tasks import denoise_task as denoise_task
+    from mechanisms.recurrent.tasks import pixel_permutation as pixel_permutation
+    from mechanisms.recurrent.tasks import recall_scores as recall_scores
+    from mechanisms.recurrent.tasks import sequential_images as sequential_images
 
 _HOMES: dict[str, str] = {
     "Cell": "protocol",
+    "CellContractError": "checks",
     "GRUCell": "cells",
     "GRUState": "cells",
     "LSTMCell": "cells",
@@ -33,10 +55,30 @@ _HOMES: dict[str, str] = {
     "Noise": "protocol",
     "RNNCell": "cells",
     "RNNState": "cells",
+    "RecallScores": "tasks",
     "Recurrent": "module",
     "ScanResult": "scan",
+    "adding_task": "tasks",
+    "check_cell": "checks",
+    "copying_task": "tasks",
+    "denoise_task": "tasks",
+    "detach": "states",
+    "expand": "states",
+    "freeze": "states",
     "from_torch": "cells",
+    "from_torch_state": "states",
+    "gradient_flow": "analysis",
+    "pack_state": "agents",
+    "pixel_permutation": "tasks",
+    "recall_scores": "tasks",
+    "reset": "states",
     "scan_chunks": "scan",
+    "select": "states",
+    "sequential_images": "tasks",
+    "state_from_dict": "states",
+    "state_to_dict": "states",
+    "to_torch_state": "states",
+    "unpack_state": "agents",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -187,7 +187,7 @@ class LSTMCell(_Plain):
         found = self._one(torch.lstm_cell, input, (state.h, state.c))
         return super()._whole_step(input, state, noise) if found is None else (found[0], LSTMState(*found))
 
-    def sequence(self, inputs: Tensor, state: LSTMState, noise: None) -> tuple[Tensor, LSTMState]:
+    def sequence(self, inputs: Tensor, state: LSTMState, noise: None) -> Any:
         """All steps in torch's kernel."""
         found = self._run(torch.lstm, inputs, *state)
         return (found[0], LSTMState(*found[1:])) if found else NotImplemented
@@ -237,7 +237,7 @@ class GRUCell(_Plain):
         found = self._one(torch.gru_cell, input, state.h)
         return super()._whole_step(input, state, noise) if found is None else (found, GRUState(found))
 
-    def sequence(self, inputs: Tensor, state: GRUState, noise: None) -> tuple[Tensor, GRUState]:
+    def sequence(self, inputs: Tensor, state: GRUState, noise: None) -> Any:
         """All steps in torch's kernel."""
         found = self._run(torch.gru, inputs, *state)
         return (found[0], GRUState(*found[1:])) if found else NotImplemented
@@ -302,7 +302,7 @@ class RNNCell(_Plain):
             h = torch.tanh(u) if self.nonlinearity == "tanh" else torch.relu(u)
         return h, RNNState(h)
 
-    def sequence(self, inputs: Tensor, state: RNNState, noise: None) -> tuple[Tensor, RNNState]:
+    def sequence(self, inputs: Tensor, state: RNNState, noise: None) -> Any:
         """All steps in torch's kernel; a module as nonlinearity has none."""
         if isinstance(self.nonlinearity, nn.Module):
             return NotImplemented

@@ -1,0 +1,91 @@
+"""States in the buffers of reinforcement learning: one row of numbers per environment, zeros at an episode's start.
+
+Such buffers reset a state by multiplying it with zero. So what is packed is every leaf minus its initial value: zeros
+are the initial state, also where that is learned, or where an empty slot of a memory has the index -1.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechanisms.recurrent._doors import as_flags
+from mechanisms.recurrent._trees import first_tensor, per_row, shapes, tensors, tree_map
+from mechanisms.recurrent.states import State
+
+
+def pack_state(cell: Any, state: State) -> Tensor:
+    """A state as one matrix (batch, numbers) of type float32.
+
+    Integers are exact up to 2^24.
+
+    Args:
+        cell: the cell (or `Recurrent`) the state belongs to.
+        state: its state, leaves (batch, ...).
+
+    Raises:
+        TypeError: the cell's memory grows with the steps.
+
+    >>> from mechanisms.recurrent.cells import LSTMCell
+    >>> cell = LSTMCell(3, 4)
+    >>> pack_state(cell, cell.initial_state(2)).shape
+    torch.Size([2, 8])
+    """
+    _refuse_growing(cell)
+    like = first_tensor(state)
+    initial = cell.initial_state(like.shape[0], device=like.device)
+    parts = [
+        _flat(leaf.to(torch.float32) - start.detach().to(torch.float32))
+        for leaf, start in zip(tensors(state), tensors(initial), strict=True)
+    ]
+    return torch.cat(parts, 1)
+
+
+def unpack_state(cell: Any, packed: Tensor, *, dtype: torch.dtype | None = None, start: Tensor | None = None) -> State:
+    """The state that `pack_state` had packed.
+
+    Args:
+        cell: the cell (or `Recurrent`) it belongs to.
+        packed: (batch, numbers).
+        dtype: type of the floating-point leaves; by default as the cell's initial state.
+        start: booleans (batch,), true in rows at the start of an episode: there a learned initial state gets gradients,
+            in the others it is a constant.
+
+    Raises:
+        TypeError: the cell's memory grows with the steps.
+        ValueError: the cell's state has another number of numbers.
+
+    >>> from mechanisms.recurrent.cells import LSTMCell
+    >>> unpack_state(LSTMCell(3, 4), torch.zeros(2, 8)).c.shape
+    torch.Size([2, 4])
+    """
+    _refuse_growing(cell)
+    initial = cell.initial_state(packed.shape[0], device=packed.device, dtype=dtype)
+    sizes = [_flat(leaf).shape[1] for leaf in tensors(initial)]
+    if packed.dim() != 2 or packed.shape[1] != sum(sizes):
+        raise ValueError(
+            f"the packed state has shape {tuple(packed.shape)}; expected (batch, {sum(sizes)}) for {shapes(initial)}"
+        )
+    rest = iter(packed.split(sizes, 1))
+    flags = None if start is None else as_flags(start, "start", (packed.shape[0],), packed.device)
+
+    def unpack(leaf: Tensor) -> Tensor:
+        numbers = next(rest).view(leaf.shape)
+        if not leaf.is_floating_point():
+            return (leaf.to(torch.float32) + numbers).round().to(leaf.dtype)
+        base = leaf.detach() if flags is None else torch.where(per_row(flags, leaf), leaf, leaf.detach())
+        return base + numbers.to(leaf.dtype)
+
+    return tree_map(unpack, initial)
+
+
+def _flat(leaf: Tensor) -> Tensor:
+    return leaf.flatten(1) if leaf.dim() > 1 else leaf.unsqueeze(1)
+
+
+def _refuse_growing(cell: Any) -> None:
+    for one in getattr(cell, "cells", [cell]):
+        if one.growing:
+            raise TypeError(
+                f"the memory of {type(one).__name__} grows and has no fixed size to pack; set max_memory=..."
+            )
