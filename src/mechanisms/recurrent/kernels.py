@@ -187,7 +187,7 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        # Not once_differentiable: where the loss is linear in the output, that lets create_graph=True pass, graph or not.
+        # Not once_differentiable: where the loss is linear in the output, that lets create_graph=True pass unnoticed.
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
