@@ -344,7 +344,7 @@ class Zoneout(Cell):
         self, cell: Cell, inputs: Tensor, state: State, holds: Mapping[str, Hold], lengths: list[int] | None
     ) -> Any:
         weights = kernels.Weights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
-        if torch.is_autocast_enabled(inputs.device.type):
+        if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             inputs = inputs.to(weights.ih.dtype)  # as torch's own kernels do here: in and out in the parameters' type
         given = [tensor for tensor in (inputs, *state, *weights) if tensor is not None]
         if isinstance(getattr(cell, "nonlinearity", None), torch.nn.Module) or kernels.unavailable(*given) is not None:
