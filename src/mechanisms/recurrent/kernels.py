@@ -214,7 +214,7 @@ def _forward(
     library = _library(x.dtype)
     steps, batch, hidden = *x.shape[:2], h0.shape[1]
     lanes = library.lanes()
-    ih, hh, bias_ih, bias_hh = (weight.contiguous() if weight is not None else None for weight in weights)
+    ih, hh, bias_ih, bias_hh = weights.ih.contiguous(), weights.hh.contiguous(), weights.bias_ih, weights.bias_hh
     gates = hh.shape[0] // hidden
     width = 4 * lanes if gates == 1 else lanes
     panels = -(-hidden // width)

@@ -30,6 +30,7 @@ from mechanisms.recurrent.protocol import Cell, Device, Noise, State, project
 from mechanisms.recurrent.states import get_leaf, with_leaves
 
 MASKS = ("unit", "layer", "static")
+FUSED = (LSTMCell, GRUCell, RNNCell)  # the kernels compute what these do, and not what subclasses change
 WORDS = 1 << 16  # masks compare 16-bit words with the rate, which is rounded to 1/65536 for the draw
 
 
@@ -324,7 +325,7 @@ class Zoneout(Cell):
         taken = steps if lengths is None else torch.tensor(lengths, device=first_tensor(inputs).device)
         if not self.rates:
             found = cell.sequence(inputs, inner, None if noise is None else noise.inner)
-        elif type(cell) in (LSTMCell, GRUCell, RNNCell):
+        elif isinstance(cell, FUSED) and type(cell) in FUSED:
             found = self._fused(cell, inputs, inner, self._holds(state, noise, steps), lengths)
         else:
             return NotImplemented
@@ -341,23 +342,30 @@ class Zoneout(Cell):
         return {leaf: Hold(own[leaf]) if own is not None and leaf in own else hold for leaf, hold in holds.items()}
 
     def _fused(
-        self, cell: Cell, inputs: Tensor, state: State, holds: Mapping[str, Hold], lengths: list[int] | None
+        self,
+        cell: LSTMCell | GRUCell | RNNCell,
+        inputs: Tensor,
+        state: State,
+        holds: Mapping[str, Hold],
+        lengths: list[int] | None,
     ) -> Any:
         weights = kernels.Weights(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
         if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             inputs = inputs.to(weights.ih.dtype)  # as torch's own kernels do here: in and out in the parameters' type
         given = [tensor for tensor in (inputs, *state, *weights) if tensor is not None]
-        if isinstance(getattr(cell, "nonlinearity", None), torch.nn.Module) or kernels.unavailable(*given) is not None:
+        if kernels.unavailable(*given) is not None:
             return NotImplemented
         ends = None if lengths is None else torch.tensor(lengths)
         hold_h, hold_c = holds.get("h", kernels.NEVER), holds.get("c", kernels.NEVER)
         if isinstance(cell, LSTMCell):
-            output, h, c = kernels.lstm(inputs, *state, weights, hold_h=hold_h, hold_c=hold_c, lengths=ends)
+            output, h, c = kernels.lstm(inputs, state.h, state.c, weights, hold_h=hold_h, hold_c=hold_c, lengths=ends)
             return output, LSTMState(h, c)
         if isinstance(cell, GRUCell):
-            output, h = kernels.gru(inputs, *state, weights, hold_h=hold_h, lengths=ends)
+            output, h = kernels.gru(inputs, state.h, weights, hold_h=hold_h, lengths=ends)
             return output, GRUState(h)
-        output, h = kernels.rnn(inputs, *state, weights, cell.nonlinearity, hold_h=hold_h, lengths=ends)
+        if not isinstance(cell.nonlinearity, str):
+            return NotImplemented
+        output, h = kernels.rnn(inputs, state.h, weights, cell.nonlinearity, hold_h=hold_h, lengths=ends)
         return output, RNNState(h)
 
     def extra_repr(self) -> str:

@@ -26,6 +26,8 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 class _ZoneoutNetwork(nn.Module):
     """Parameters under torch's flat names, and a `Recurrent` that computes with them."""
 
+    _network: Recurrent
+
     def __init__(
         self,
         make_cell: Any,
@@ -67,7 +69,7 @@ class _ZoneoutNetwork(nn.Module):
         """The cells and the suffixes of their parameters, in torch's order."""
         directions = ("", "_reverse")[: 1 + self.bidirectional]
         suffixes = [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
-        return list(zip(suffixes, self._network.cells, strict=True))
+        return list(zip(suffixes, [cell for cell in self._network.cells if isinstance(cell, Zoneout)], strict=True))
 
     def forward(
         self,
