@@ -1,3 +1,6 @@
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -66,9 +69,9 @@ def test_only_cuda_devices_are_asked_for_a_model_name(name: str) -> None:
 
 
 def test_lazy_names_are_found_in_their_homes_and_unknown_ones_are_told() -> None:
-    names = lazy_names("mechanisms.lab.data", {"digits": "images", "read_table": ".tables"})
+    names = lazy_names("mechanisms.lab.data", {"digits": "images", "read_table": ".table_files"})
     assert names("digits").__module__ == "mechanisms.lab.data.images"
-    assert names("read_table").__module__ == "mechanisms.lab.tables"
+    assert names("read_table").__module__ == "mechanisms.lab.table_files"
     with pytest.raises(AttributeError, match=r"'mechanisms.lab.data' has no attribute 'digit'"):
         names("digit")
 
@@ -114,3 +117,12 @@ def test_a_number_within_bounds_becomes_a_float() -> None:
     assert check_choice("a", "order", ("a", "b")) == "a"
     with pytest.raises(ValueError, match="order='c': it must be one of 'a', 'b'"):
         check_choice("c", "order", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "package", ["mechanisms.dynamics", "mechanisms.lab", "mechanisms.lab.data", "mechanisms.robust"]
+)
+def test_no_lazy_name_is_hidden_by_a_module_of_the_same_name(package: str) -> None:
+    folder = Path(importlib.import_module(package).__path__[0])
+    modules = {path.stem for path in folder.glob("*.py")}
+    assert not modules & set(importlib.import_module(package)._HOMES)

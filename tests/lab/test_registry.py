@@ -53,7 +53,7 @@ def test_the_code_hash_follows_imports_to_what_decides_numbers_but_not_into_the_
 def test_a_name_from_a_lazy_package_counts_with_its_home_and_with_no_other() -> None:
     data, robust = registry._homes("mechanisms.lab.data"), registry._homes("mechanisms.robust")
     assert data["digits"] == "mechanisms.lab.data.images"
-    assert data["read_table"] == "mechanisms.lab.tables"
+    assert data["read_table"] == "mechanisms.lab.table_files"
     assert robust["discover_environments"] == "mechanisms.robust.xrm"
     assert registry._homes("mechanisms.papers") == registry._homes("mechanisms.lab.data.images") == {}
 

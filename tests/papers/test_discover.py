@@ -11,7 +11,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from mechanisms.lab.tables import read_table
+from mechanisms.lab.table_files import read_table
 from mechanisms.papers._xrm.discover import discover
 
 app = typer.Typer()

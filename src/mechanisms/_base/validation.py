@@ -4,11 +4,10 @@ import math
 from typing import Any, SupportsFloat
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 
-def as_finite(values: Tensor | ArrayLike, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
+def as_finite(values: Any, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor of finite floating-point numbers from what users pass: a tensor, an array or nested numbers.
 
     Args:
@@ -24,7 +23,9 @@ def as_finite(values: Tensor | ArrayLike, name: str, *, dtype: torch.dtype | Non
     tensor([1., 2.])
     """
     try:
-        tensor = torch.as_tensor(values)
+        # Python's numbers are in double precision; without a type torch would read them in single.
+        plain = isinstance(values, float | list | tuple)
+        tensor = torch.as_tensor(values, dtype=dtype if plain else None)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{name} must be a tensor or an array of numbers, got {type(values).__name__}: {error}"

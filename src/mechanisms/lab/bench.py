@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from mechanisms.lab.checkpoints import Checkpoint
+
 T = TypeVar("T")
 
 # (step, total, numbers shown beside the bar)
@@ -35,6 +37,9 @@ class Bench:
         threads: CPU threads, recorded and part of the key of cached stages.
         report: called with progress, at most ten times a second.
         logger: makes a Fabric logger that receives what `log` is given, beside the record.
+
+    Attributes:
+        precision: Fabric's, "32-true" or "bf16-mixed" for example; a recipe sets it before `fabric` is first used.
 
     >>> bench = Bench(seed=3)
     >>> bench.generator("weights").initial_seed() == Bench(seed=3).generator("weights").initial_seed()
@@ -68,6 +73,8 @@ class Bench:
         if logger is not None:
             self._logger = self._logged(logger)
         self._reported = 0.0
+        self.precision = "32-true"
+        self._checkpoints: list[Checkpoint] = []
         self._fabric: lightning_fabric.Fabric | None = None
 
     def generator(self, name: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -88,7 +95,7 @@ class Bench:
         if self._fabric is None:
             from mechanisms.lab.training import make_fabric
 
-            self._fabric = make_fabric(self.device, self._logger)
+            self._fabric = make_fabric(self.device, self._logger, self.precision)
         return self._fabric
 
     def progress(self, step: int, total: int | None = None, **numbers: SupportsFloat) -> None:
@@ -120,7 +127,9 @@ class Bench:
             self._logged(lambda: logger.log_metrics(numbers, step=int(float(step))))
 
     def close(self) -> None:
-        """Let the logger write what it still holds."""
+        """The run is over: let the logger write what it still holds, and take its checkpoints away."""
+        for checkpoint in self._checkpoints:
+            checkpoint.remove()
         if (logger := self._logger) is not None:
             self._logged(lambda: logger.finalize("success"))
 
@@ -154,19 +163,7 @@ class Bench:
         Raises:
             TypeError: the value holds something that cannot be stored without pickle.
         """
-        import torch
-
-        whole = as_dict(self._settings) if self._settings is not None else {}
-        identity = {
-            "owner": self._owner if settings is None else self._owner.split("/")[0],
-            "key": key,
-            "settings": whole if settings is None else dict(settings),
-            "seed": self.seed,
-            "code": self._code,
-            "threads": self.threads,
-            "device": self.device.type,
-            "torch": torch.__version__,
-        }
+        identity = self._identity(key, settings)
         started, before = time.perf_counter(), self.waited
         if self._cache is None:
             value = function()
@@ -178,3 +175,36 @@ class Bench:
             self.stages[key] = seconds - (self.waited - before)
         self.waited = before + time.perf_counter() - started
         return value
+
+    def checkpoint(self, key: str, seconds: float | int = 300.0) -> Checkpoint:
+        """The file that keeps this run's state, so that it goes on where it was killed; gone when the run is over.
+
+        Args:
+            key: name of the run within this configuration and seed: say the variant in it.
+            seconds: the least time between two savings.
+        """
+        from mechanisms.lab.checkpoints import Checkpoint
+        from mechanisms.lab.together import world_size
+
+        path = None
+        if self._cache is not None:
+            identity = self._identity(key, None) | {"processes": world_size(), "precision": self.precision}
+            path = self._cache / f"{key}.{dict_hash(identity)}.checkpoint"
+        self._checkpoints.append(Checkpoint(self, path, seconds=seconds))
+        return self._checkpoints[-1]
+
+    def _identity(self, key: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What tells one stage or checkpoint from another."""
+        import torch
+
+        whole = as_dict(self._settings) if self._settings is not None else {}
+        return {
+            "owner": self._owner if settings is None else self._owner.split("/")[0],
+            "key": key,
+            "settings": whole if settings is None else dict(settings),
+            "seed": self.seed,
+            "code": self._code,
+            "threads": self.threads,
+            "device": self.device.type,
+            "torch": torch.__version__,
+        }

@@ -42,7 +42,8 @@ class Record:
         layout: version of this layout.
         slug, experiment, scale, variant, seed: which run it was.
         config: all settings, as plain JSON values.
-        metrics: what the run returned: numbers, text, or lists with one number per unit.
+        metrics: what the run returned: numbers, text, or lists with one number per unit. Text that is a picture
+            ("data:image/...") is left to figures.
         curves: what the run logged along the way.
         notes: remarks of the run (a fallback taken, a check sum of its data).
         seconds: wall clock of the run without its cached stages.

@@ -51,6 +51,21 @@ def first_decides(function: Callable[[], T]) -> T:
     return told[0]
 
 
+def all_tell(value: T) -> list[T]:
+    """What every process gave, by rank, in each of them; all of them must call this.
+
+    >>> all_tell(3)
+    [3]
+    """
+    if world_size() == 1:
+        return [value]
+    import torch
+
+    told: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(told, value, group=_group())
+    return told
+
+
 @functools.cache
 def _group() -> Any:
     """A group of its own: waiting for another driver's lock may take longer than a training step ever should."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.extras import require
+from mechanisms.lab.checkpoints import Stateful
 from mechanisms.lab.together import world_size
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def train(
     every: int = 100,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     clip: float | None = None,
+    checkpoint: str | None = None,
 ) -> nn.Module:
     """Train for a number of steps, logging loss and evaluations to the bench, and return the trained model.
 
@@ -71,18 +73,34 @@ def train(
         every: see `evaluate`.
         scheduler: stepped after each optimiser step.
         clip: largest gradient norm.
+        checkpoint: name of the run's checkpoint (see `Bench.checkpoint`; say the variant in it). The run is then kept
+            every few minutes, at steps where it is evaluated, and goes on from there when it was killed. `batches` must
+            know where they stand, as `mechanisms.lab.batches.Batches` do; whatever `loss` and `evaluate` add up
+            themselves must start anew with each evaluation.
 
     Raises:
-        ValueError: there are no batches, or `steps` or `every` is below 1.
+        ValueError: there are no batches, `steps` or `every` is below 1, or a checkpoint is asked for and `batches` have
+            no `state_dict`.
     """
     if steps < 1 or every < 1:
         raise ValueError(f"steps={steps}, every={every}: both must be at least 1")
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "batches": batches}
+    if scheduler is not None:
+        parts["scheduler"] = scheduler
+    if checkpoint is not None and not isinstance(batches, Stateful):
+        raise ValueError(
+            f"a {type(batches).__name__} does not know where it stands, so a run cannot go on with it; use "
+            "mechanisms.lab.batches.Batches, or leave checkpoint out"
+        )
     fabric = bench.fabric
+    parts["precision"] = fabric.strategy.precision  # half precision has a scale of its own
     wrapped, optimizer = fabric.setup(model, optimizer)
     if isinstance(batches, torch.utils.data.DataLoader):
         batches = fabric.setup_dataloaders(batches)
+    kept = None if checkpoint is None else bench.checkpoint(checkpoint)
+    done = 0 if kept is None else kept.restore(parts)
     wrapped.train()
-    for step, batch in zip(range(1, steps + 1), _repeat(batches), strict=False):
+    for step, batch in zip(range(done + 1, steps + 1), _repeat(batches), strict=False):
         optimizer.zero_grad()
         value = loss(wrapped, batch)
         fabric.backward(value)
@@ -99,6 +117,8 @@ def train(
                 with torch.no_grad():
                     bench.log(step, **evaluate(wrapped))
                 wrapped.train()
+            if kept is not None:
+                kept.keep(step, parts, now=step == steps)
     return model.eval()
 
 

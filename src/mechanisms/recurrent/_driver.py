@@ -57,10 +57,17 @@ class Plan:
     def before(self, cell: Cell, state: State, t: int) -> State:
         """The state that step t sees."""
         if t in self.detach_at:
-            state = detach(state)
+            state = self._cut(state, t)
         if t in self.reset_at and self.reset is not None:
             state = cell.reset(state, self.reset[t])
         return differentiable(cell, state) if self.mark else state
+
+    def _cut(self, state: State, t: int) -> State:
+        """The state without its history, except in rows that have ended: their last state is no longer in the way."""
+        if self.lengths is None or t < self.shortest:
+            return detach(state)
+        active = torch.tensor([length > t for length in self.lengths], device=first_tensor(state).device)
+        return tree_map(lambda leaf: torch.where(per_row(active, leaf), leaf.detach(), leaf), state)
 
 
 def differentiable(cell: Cell, state: State) -> State:
@@ -210,12 +217,15 @@ def run_kernel(cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan) 
     """All steps through `cell.sequence`, cut where the plan asks for it; `NotImplemented` when the cell has no way."""
     begins = sorted(plan.events | {0})
     sizes = [end - begin for begin, end in zip(begins, [*begins[1:], plan.steps], strict=True)]
-    outputs = []
+    outputs: list[Tree] = []
     for begin, size, part, own in zip(begins, sizes, split(inputs, sizes), split(noise, sizes), strict=True):
         if begin in plan.events:
             state = plan.before(cell, state, begin)
         lengths = None if plan.lengths is None else [min(max(length - begin, 0), size) for length in plan.lengths]
-        if lengths is None or min(lengths) == size:
+        if lengths is not None and max(lengths, default=size) == 0:
+            outputs.append(None)  # nothing but padding, filled in below
+            continue
+        if lengths is None or min(lengths, default=size) == size:
             found = cell.sequence(part, state, own)
         elif getattr(cell, "sequence_takes_lengths", False):
             found = cell.sequence(part, state, own, lengths=lengths)
@@ -225,7 +235,23 @@ def run_kernel(cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan) 
             return NotImplemented
         output, state = found
         outputs.append(output)
+    if any(output is None for output in outputs):
+        like = next((output for output in outputs if output is not None), None)
+        if like is None:
+            first, own = (tree_map(lambda leaf: leaf[:1], tree) for tree in (inputs, noise))
+            found = cell.sequence(first, detach(state), own)
+            if found is NotImplemented:
+                return NotImplemented
+            like = detach(found[0])
+        for place, size in enumerate(sizes):
+            if outputs[place] is None:
+                outputs[place] = _zeros(like, size)
     return (outputs[0] if len(outputs) == 1 else joined(torch.cat, outputs)), state
+
+
+def _zeros(like: Tree, steps: int) -> Tree:
+    """Outputs of padding."""
+    return tree_map(lambda leaf: leaf.new_zeros(steps, *leaf.shape[1:]), like)
 
 
 def _run_lengths(cell: Cell, inputs: Tree, state: State, noise: Tree, lengths: list[int], steps: int) -> Any:
@@ -256,10 +282,8 @@ def _run_lengths(cell: Cell, inputs: Tree, state: State, noise: Tree, lengths: l
         outputs.append(tree_map(lambda leaf: _filled(leaf, len(order)), output))
     finished.append(state)
     back = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(order), device=device))
-    if rest and outputs:
-        outputs.append(tree_map(lambda leaf: leaf.new_zeros(rest, *leaf.shape[1:]), outputs[0]))
-    if not outputs:
-        return NotImplemented
+    if rest:
+        outputs.append(_zeros(outputs[0], rest))
     output = tree_map(lambda leaf: leaf.index_select(1, back), joined(torch.cat, outputs))
     last = joined(torch.cat, [part for part in reversed(finished) if first_tensor(part).shape[0]])
     return output, tree_map(lambda leaf: leaf.index_select(0, back), last)

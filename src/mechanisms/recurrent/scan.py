@@ -73,6 +73,7 @@ def scan(
         lengths: valid steps of each row, (batch,) integers between 0 and time. Outputs beyond are exactly 0, and the
             returned state is that after the last valid step. A tensor on a GPU costs one synchronisation.
         reset: (time, batch) booleans: "the input at t begins a new episode"; that row starts from its initial state.
+            Flags beyond a row's length do nothing.
         reverse: whether to run from the last step of each row to its first; outputs stay in the input's order.
         truncate: k, or (k, first): gradients are cut before steps first, first + k, ...; first is k by default. This
             limits the gradient, not the memory: for that there is `scan_chunks`.
@@ -131,7 +132,7 @@ def scan(
     valid = None if lengths is None else as_lengths(lengths, steps, rows, least=0)
     if valid is not None and min(valid, default=steps) == steps:
         valid = None
-    flags, reset_at = _resets(reset, steps, rows, device)
+    flags, reset_at = _resets(reset, valid, steps, rows, device)
     if reverse:
         if reset is not None:
             raise ValueError(
@@ -236,11 +237,15 @@ def scan_chunks(
         state = detach(result.state)
 
 
-def _resets(reset: Any, steps: int, rows: int, device: torch.device) -> tuple[Tensor | None, frozenset[int]]:
-    """The flags, and the steps at which any is set: read once for all steps."""
+def _resets(
+    reset: Any, lengths: list[int] | None, steps: int, rows: int, device: torch.device
+) -> tuple[Tensor | None, frozenset[int]]:
+    """The flags of valid steps, and the steps at which any is set: read once for all steps."""
     if reset is None:
         return None, frozenset()
     flags = as_flags(reset, "reset", (steps, rows), device)
+    if lengths is not None:
+        flags = flags & (torch.arange(steps, device=device).unsqueeze(1) < torch.tensor(lengths, device=device))
     return flags, frozenset(t for t, any_set in enumerate(flags.any(1).tolist()) if any_set)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from mechanisms.recurrent._doors import as_flags
@@ -41,7 +42,7 @@ def with_leaves(state: State, leaves: Mapping[str, Tensor]) -> State:
     return {**state, **leaves} if isinstance(state, dict) else state._replace(**leaves)
 
 
-def reset(cell: Any, state: State, done: Tensor) -> State:
+def reset(cell: Any, state: State, done: Tensor | ArrayLike) -> State:
     """The state with the rows where `done` (batch,) is true replaced by the initial state.
 
     Raises:

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING
 from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mechanisms.lab.data.cifar import cifar10 as cifar10
+    from mechanisms.lab.data.cifar import cifar100 as cifar100
+    from mechanisms.lab.data.cifar import read_cifar as read_cifar
     from mechanisms.lab.data.downloads import ChecksumError as ChecksumError
     from mechanisms.lab.data.downloads import download as download
     from mechanisms.lab.data.files import features_file as features_file
     from mechanisms.lab.data.files import hub_dataset as hub_dataset
     from mechanisms.lab.data.files import read_arrays as read_arrays
+    from mechanisms.lab.data.folders import brightness as brightness
+    from mechanisms.lab.data.folders import image_folder as image_folder
+    from mechanisms.lab.data.folders import read_image as read_image
+    from mechanisms.lab.data.folders import read_images as read_images
     from mechanisms.lab.data.generated import WATERBIRDS_SIZES as WATERBIRDS_SIZES
     from mechanisms.lab.data.generated import gaussian_blobs as gaussian_blobs
     from mechanisms.lab.data.generated import two_moons as two_moons
@@ -33,13 +40,14 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.images import read_idx as read_idx
     from mechanisms.lab.data.known import DataSet as DataSet
     from mechanisms.lab.data.known import data_sets as data_sets
+    from mechanisms.lab.data.portraits import celeba as celeba
     from mechanisms.lab.data.splits import Split as Split
     from mechanisms.lab.data.splits import Splits as Splits
     from mechanisms.lab.data.text import Corpus as Corpus
     from mechanisms.lab.data.text import manual_text as manual_text
-    from mechanisms.lab.tables import TableError as TableError
-    from mechanisms.lab.tables import read_table as read_table
-    from mechanisms.lab.tables import write_table as write_table
+    from mechanisms.lab.table_files import TableError as TableError
+    from mechanisms.lab.table_files import read_table as read_table
+    from mechanisms.lab.table_files import write_table as write_table
 
 _HOMES = {
     "ChecksumError": "downloads",
@@ -49,8 +57,12 @@ _HOMES = {
     "RECIPES": "images",
     "Split": "splits",
     "Splits": "splits",
-    "TableError": ".tables",
+    "TableError": ".table_files",
     "WATERBIRDS_SIZES": "generated",
+    "brightness": "folders",
+    "celeba": "portraits",
+    "cifar10": "cifar",
+    "cifar100": "cifar",
     "colour": "images",
     "coloured_digits": "images",
     "coloured_fashion_mnist": "images",
@@ -61,13 +73,17 @@ _HOMES = {
     "features_file": "files",
     "gaussian_blobs": "generated",
     "hub_dataset": "files",
+    "image_folder": "folders",
     "manual_text": "text",
     "read_arrays": "files",
+    "read_cifar": "cifar",
     "read_idx": "images",
-    "read_table": ".tables",
+    "read_image": "folders",
+    "read_images": "folders",
+    "read_table": ".table_files",
     "two_moons": "generated",
     "waterbirds_like": "generated",
-    "write_table": ".tables",
+    "write_table": ".table_files",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore
 __getattr__ = lazy_names(__name__, _HOMES)

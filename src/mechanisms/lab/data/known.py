@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from mechanisms.lab.data.cifar import find_cifar
+from mechanisms.lab.data.folders import GET_PETS
 from mechanisms.lab.data.images import FASHION_FILES, GET_FASHION
+from mechanisms.lab.data.portraits import find_celeba
 from mechanisms.lab.folders import data_folders
+from mechanisms.lab.paper import NotHere
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,10 @@ def data_sets() -> list[DataSet]:
     """Every data set the laboratory knows by name, and whether it is here.
 
     >>> [data_set.name for data_set in data_sets()]
-    ['scikit-learn digits', 'generated sets', 'Python manual', 'Fashion-MNIST', 'Hugging Face hub']
+    ['scikit-learn digits', 'generated sets', 'Python manual', 'Fashion-MNIST', 'CIFAR-10', 'CIFAR-100', 'CelebA',
+     'cats and dogs', 'Hugging Face hub']
     """
-    folders = data_folders("fashion-mnist")
+    folders, pets = data_folders("fashion-mnist"), data_folders("cats-and-dogs")
     fashion = any(all((folder / name).is_file() for name in FASHION_FILES.values()) for folder in folders)
     manual, hub = (importlib.util.find_spec(module) is not None for module in ("pydoc_data", "datasets"))
     return [
@@ -53,5 +60,18 @@ def data_sets() -> list[DataSet]:
             "" if manual else "on Debian: apt install libpython3-stdlib",
         ),
         DataSet("Fashion-MNIST", ", ".join(map(str, folders)), fashion, "" if fashion else GET_FASHION),
+        _found("CIFAR-10", lambda: find_cifar("cifar-10")),
+        _found("CIFAR-100", lambda: find_cifar("cifar-100")),
+        _found("CelebA", lambda: find_celeba()[-1]),
+        DataSet("cats and dogs", ", ".join(map(str, pets)), any(p.is_dir() for p in pets), GET_PETS),
         DataSet("Hugging Face hub", "the Python package datasets", hub, "" if hub else "pip install 'mechanisms[hub]'"),
     ]
+
+
+def _found(name: str, find: Callable[[], Path]) -> DataSet:
+    """A data set whose reader says where it is, or where it was looked for."""
+    try:
+        return DataSet(name, str(find()), True, "")
+    except NotHere as missing:
+        looked, _, get = str(missing).partition(" in ")[2].partition("; ")
+        return DataSet(name, looked, False, get)

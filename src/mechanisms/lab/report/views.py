@@ -121,7 +121,15 @@ def cell_views(
 def _view(paper: Paper, experiment: Experiment, cell: Cell, rows: Sequence[ledger.Row]) -> CellView:
     there = cell.variants
     variants = [v for v in experiment.variants if v in there] + [v for v in there if v not in experiment.variants]
-    names = list(dict.fromkeys(name for variant in variants for record in cell.of(variant) for name in record.metrics))
+    names = list(
+        dict.fromkeys(
+            name
+            for variant in variants
+            for record in cell.of(variant)
+            for name, value in record.metrics.items()
+            if not (isinstance(value, str) and value.startswith("data:"))  # a picture: a figure shows it
+        )
+    )
     code = ledger.code_hash(paper.slug)
     stages: Counter[str] = Counter()
     for record in cell.records:

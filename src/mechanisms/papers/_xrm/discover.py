@@ -93,7 +93,7 @@ class _Request:
     def check(self) -> None:
         """Refuse what cannot be done before anything is read or computed."""
         from mechanisms._base.device import resolve_device
-        from mechanisms.lab.tables import check_folder, check_writable
+        from mechanisms.lab.table_files import check_folder, check_writable
 
         if self.apply is None and self.label is None:
             raise ValueError("give --label COLUMN, or --apply MODEL with a kept discovery")
@@ -124,7 +124,7 @@ class _Request:
         """Read, find, write, and say what was found."""
         import numpy as np
 
-        from mechanisms.lab.tables import read_table, write_table
+        from mechanisms.lab.table_files import read_table, write_table
         from mechanisms.robust.differences import column_differences
         from mechanisms.robust.saved import discovery_bytes
 
@@ -190,7 +190,7 @@ class _Request:
 
     def _as_read(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The table as it goes out: from text to text every cell stays as it was written ("007", "1.50", "")."""
-        from mechanisms.lab.tables import is_text, read_table
+        from mechanisms.lab.table_files import is_text, read_table
 
         if not (is_text(self.table) and is_text(self.out)):
             return frame

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mechanisms.lab.folders import whole_file
-from mechanisms.lab.tables import TableError, check_folder, check_writable, read_table, write_table
+from mechanisms.lab.table_files import TableError, check_folder, check_writable, read_table, write_table
 
 PLAIN = "größe,animal\n1.5,cow\n2.5,camel\n"
 

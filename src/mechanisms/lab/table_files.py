@@ -127,8 +127,8 @@ def check_writable(path: str | Path) -> None:
     >>> check_writable("environments.xls")
     Traceback (most recent call last):
         ...
-    mechanisms.lab.tables.TableError: environments.xls: unknown suffix '.xls'; use CSV (.csv, .tsv, .txt, each also \
-.gz) or Parquet (.parquet, .pq)
+    mechanisms.lab.table_files.TableError: environments.xls: unknown suffix '.xls'; use CSV (.csv, .tsv, .txt, each \
+also .gz) or Parquet (.parquet, .pq)
     """
     path = Path(path)
     if _kind(path, WRITABLE) == "npz":
@@ -145,7 +145,7 @@ def check_folder(path: str | Path) -> None:
     >>> check_folder("nowhere/page.html")
     Traceback (most recent call last):
         ...
-    mechanisms.lab.tables.TableError: nowhere/page.html cannot be written: there is no folder nowhere
+    mechanisms.lab.table_files.TableError: nowhere/page.html cannot be written: there is no folder nowhere
     """
     path = Path(path)
     if path.is_dir():
