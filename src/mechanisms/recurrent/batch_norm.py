@@ -129,7 +129,7 @@ class BatchNormLSTMCell(Cell):
         zeros = self.weight_hh.new_zeros(batch_size, self.hidden_size, device=device, dtype=dtype)
         return BatchNormLSTMState(zeros, zeros, torch.zeros(batch_size, dtype=torch.int64, device=zeros.device))
 
-    def project(self, inputs: Tensor) -> Tensor:
+    def project(self, inputs: Tensor, noise: None = None) -> Tensor:
         """`x W_ih`, not yet normalised."""
         return F.linear(inputs, self.weight_ih)
 
