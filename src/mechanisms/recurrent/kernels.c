@@ -1,11 +1,11 @@
 // Whole sequences of an LSTM, a GRU or a plain recurrent network, with Zoneout, forward and backward.
 //
-// Plain C with the vector types of GCC and Clang; REAL (float or double) is given on the command line. Letters: T steps,
-// B rows, I inputs, H hidden units. The loop over time is in here, so a sequence costs one call each way.
+// Plain C with the vector types of GCC and Clang; REAL (float or double) is given on the command line. Letters: T
+// steps, B rows, I inputs, H hidden units. The loop over time is in here, so a sequence costs one call each way.
 //
 // A step is a product of small blocks of rows with weights that were packed once per sequence: a "panel" holds, for a
 // few units, the weights of all their gates next to each other. When a block's sums are complete, the gates of these
-// units are still in registers, so the elementwise work follows at once and nothing is written but what the backward
+// units are still in the first cache, so the elementwise work follows at once and nothing is written but what the backward
 // pass needs. Rows never meet, so threads take ranges of rows.
 //
 // No -ffast-math: NaN and infinity propagate as in torch.
