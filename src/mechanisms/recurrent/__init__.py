@@ -1,7 +1,8 @@
 """Networks with a state: one protocol for cells, one scan over time, and the methods that stand on them.
 
-The names below are loaded when they are first used, so that `import mechanisms.recurrent` stays instant. The function
-`scan` is not among them: its file has the same name, so it is imported from `mechanisms.recurrent.scan`.
+The names below are loaded when they are first used, so that `import mechanisms.recurrent` stays instant. The functions
+`scan` and `zoneout` are not among them: their files have the same names, so they are imported from
+`mechanisms.recurrent.scan` and `mechanisms.recurrent.zoneout`.
 """
 
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.agents import pack_state as pack_state
     from mechanisms.recurrent.agents import unpack_state as unpack_state
     from mechanisms.recurrent.analysis import gradient_flow as gradient_flow
+    from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
+    from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
+    from mechanisms.recurrent.batch_norm import BatchStatistics as BatchStatistics
     from mechanisms.recurrent.cells import GRUCell as GRUCell
     from mechanisms.recurrent.cells import GRUState as GRUState
     from mechanisms.recurrent.cells import LSTMCell as LSTMCell
@@ -43,8 +47,22 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.tasks import pixel_permutation as pixel_permutation
     from mechanisms.recurrent.tasks import recall_scores as recall_scores
     from mechanisms.recurrent.tasks import sequential_images as sequential_images
+    from mechanisms.recurrent.zoneout import StaticState as StaticState
+    from mechanisms.recurrent.zoneout import Zoneout as Zoneout
+    from mechanisms.recurrent.zoneout_baselines import RecurrentDropoutLSTMCell as RecurrentDropoutLSTMCell
+    from mechanisms.recurrent.zoneout_baselines import norm_stabilizer as norm_stabilizer
+    from mechanisms.recurrent.zoneout_baselines import weight_noise as weight_noise
+    from mechanisms.recurrent.zoneout_layers import ZoneoutGRU as ZoneoutGRU
+    from mechanisms.recurrent.zoneout_layers import ZoneoutGRUCell as ZoneoutGRUCell
+    from mechanisms.recurrent.zoneout_layers import ZoneoutLSTM as ZoneoutLSTM
+    from mechanisms.recurrent.zoneout_layers import ZoneoutLSTMCell as ZoneoutLSTMCell
+    from mechanisms.recurrent.zoneout_layers import ZoneoutRNN as ZoneoutRNN
+    from mechanisms.recurrent.zoneout_layers import ZoneoutRNNCell as ZoneoutRNNCell
 
 _HOMES: dict[str, str] = {
+    "BatchNormLSTMCell": "batch_norm",
+    "BatchNormLSTMState": "batch_norm",
+    "BatchStatistics": "batch_norm",
     "Cell": "protocol",
     "CellContractError": "checks",
     "GRUCell": "cells",
@@ -57,7 +75,16 @@ _HOMES: dict[str, str] = {
     "RNNState": "cells",
     "RecallScores": "tasks",
     "Recurrent": "module",
+    "RecurrentDropoutLSTMCell": "zoneout_baselines",
     "ScanResult": "scan",
+    "StaticState": "zoneout",
+    "Zoneout": "zoneout",
+    "ZoneoutGRU": "zoneout_layers",
+    "ZoneoutGRUCell": "zoneout_layers",
+    "ZoneoutLSTM": "zoneout_layers",
+    "ZoneoutLSTMCell": "zoneout_layers",
+    "ZoneoutRNN": "zoneout_layers",
+    "ZoneoutRNNCell": "zoneout_layers",
     "adding_task": "tasks",
     "check_cell": "checks",
     "copying_task": "tasks",
@@ -68,6 +95,7 @@ _HOMES: dict[str, str] = {
     "from_torch": "cells",
     "from_torch_state": "states",
     "gradient_flow": "analysis",
+    "norm_stabilizer": "zoneout_baselines",
     "pack_state": "agents",
     "pixel_permutation": "tasks",
     "recall_scores": "tasks",
@@ -79,6 +107,7 @@ _HOMES: dict[str, str] = {
     "state_to_dict": "states",
     "to_torch_state": "states",
     "unpack_state": "agents",
+    "weight_noise": "zoneout_baselines",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -227,6 +227,9 @@ def run_kernel(cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan) 
             continue
         if lengths is None or min(lengths, default=size) == size:
             found = cell.sequence(part, state, own)
+        elif getattr(cell, "sequence_takes_lengths", False):  # Zoneout's kernel does
+            sequence: Callable[..., Any] = cell.sequence
+            found = sequence(part, state, own, lengths=lengths)
         else:
             found = _run_lengths(cell, part, state, own, lengths, size)
         if found is NotImplemented:

@@ -1,0 +1,412 @@
+"""Whole sequences of an LSTM, a GRU or a plain network with Zoneout, on the CPU, in one call of C each way.
+
+The kernels of `kernels.c` are built when they are first used (a second or two, once per machine) and never needed:
+where there is no compiler, on other devices and types, `unavailable` says why, and the loop over single steps gives the
+same numbers. A kept unit is one whose mask is set (or, in part, by the rate):
+
+    h_t = keep_h h_{t-1} + (1 - keep_h) h̃_t,    c_t = keep_c c_{t-1} + (1 - keep_c) c̃_t,    h̃_t from c̃_t
+
+The backward pass is written by hand and goes through the steps from the last to the first; it keeps the activations of
+the gates, c and h, and recomputes tanh c̃. Gradients of weights are matrix products over many steps at once. Gradients
+of gradients are refused.
+
+Shapes: T steps, B rows, I inputs, H hidden units, G gates in the order of torch (i, f, g, o; r, z, n; one).
+"""
+
+import ctypes
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mechanisms._base.compiled import CannotCompile, load_kernel
+
+SOURCE = Path(__file__).with_name("kernels.c")
+DEFINES = {torch.float32: ("-DREAL=float",), torch.float64: ("-DREAL=double", "-DDOUBLE")}
+CHUNK = 1 << 21  # bytes of the gates' gradients that are held at once, so that they are still in the cache when used
+WORK_PER_THREAD = 1 << 23  # multiplications below which a second thread costs more than it brings
+
+
+class Weights(NamedTuple):
+    """Parameters of a cell as torch lays them out: (G * H, I), (G * H, H), (G * H) or `None` twice.
+
+    >>> Weights(torch.zeros(16, 3), torch.zeros(16, 4), None, None).ih.shape
+    torch.Size([16, 3])
+    """
+
+    ih: Tensor
+    hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+
+class Hold(NamedTuple):
+    """Which units keep their old value: a mask (T, B, H), true = keep, or one rate for all, the mask's expectation.
+
+    >>> Hold(rate=0.05).mask is None
+    True
+    """
+
+    mask: Tensor | None = None
+    rate: float | int = 0.0
+
+
+NEVER = Hold()
+
+
+def unavailable(*tensors: Tensor) -> str | None:
+    """Why the kernel does not apply to these tensors, here and now; `None` when it does.
+
+    >>> unavailable(torch.zeros(2, dtype=torch.float16))
+    'the kernel computes in float32 and float64, not in torch.float16'
+    """
+    first = tensors[0]
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"the kernel runs on the CPU, not on {tensor.device.type}"
+        if tensor.dtype not in DEFINES:
+            return f"the kernel computes in float32 and float64, not in {tensor.dtype}"
+        if tensor.dtype != first.dtype:
+            return f"the tensors are of different types, {first.dtype} and {tensor.dtype}"
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"the kernel reads plain tensors, not {type(tensor).__name__}"
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot look into the kernel"
+    if torch._C._are_functorch_transforms_active():
+        return "transforms of torch.func cannot look into the kernel"
+    try:
+        _library(first.dtype)
+    except CannotCompile as error:
+        return str(error)
+    return None
+
+
+def lstm(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Weights,
+    *,
+    hold_h: Hold = NEVER,
+    hold_c: Hold = NEVER,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An LSTM over a sequence: outputs (T, B, H), h and c after each row's last step.
+
+    Args:
+        x: inputs (T, B, I), float32 or float64, all tensors of one type on the CPU (`unavailable` says).
+        h0: state before the first step (B, H).
+        c0: memory before the first step (B, H).
+        weights: as `torch.nn.LSTM` has them.
+        hold_h: Zoneout of h.
+        hold_c: Zoneout of c; h is computed from the memory before it is held.
+        lengths: steps of each row (B), int64, 0 to T; outputs behind them are zero, the state stays.
+
+    Source: Krueger et al., "Zoneout", 2017, section 3.
+
+    >>> weights = Weights(torch.zeros(8, 3), torch.zeros(8, 2), None, None)
+    >>> if unavailable(weights.ih) is None:
+    ...     _, h, c = lstm(torch.zeros(5, 1, 3), torch.ones(1, 2), torch.ones(1, 2), weights, hold_c=Hold(rate=1))
+    ...     assert c.tolist() == [[1.0, 1.0]]
+    """
+    out, h, c = _run("lstm", x, h0, c0, weights, hold_h, hold_c, lengths)
+    return out, h, c
+
+
+def gru(
+    x: Tensor, h0: Tensor, weights: Weights, *, hold_h: Hold = NEVER, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A GRU over a sequence: outputs (T, B, H) and h after each row's last step; arguments as for `lstm`.
+
+    >>> weights = Weights(torch.zeros(6, 3), torch.zeros(6, 2), None, None)
+    >>> if unavailable(weights.ih) is None:
+    ...     assert gru(torch.zeros(5, 1, 3), torch.ones(1, 2), weights)[1].tolist() == [[1 / 32, 1 / 32]]
+    """
+    out, h, _ = _run("gru", x, h0, None, weights, hold_h, NEVER, lengths)
+    return out, h
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    weights: Weights,
+    nonlinearity: str = "tanh",
+    *,
+    hold_h: Hold = NEVER,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A plain network, "tanh" or "relu", over a sequence: outputs and last h; arguments as for `lstm`.
+
+    >>> weights = Weights(torch.zeros(2, 3), torch.eye(2), None, None)
+    >>> if unavailable(weights.ih) is None:
+    ...     assert rnn(torch.zeros(5, 1, 3), torch.ones(1, 2), weights, "relu")[1].tolist() == [[1.0, 1.0]]
+    """
+    out, h, _ = _run("relu" if nonlinearity == "relu" else "rnn", x, h0, None, weights, hold_h, NEVER, lengths)
+    return out, h
+
+
+def _run(
+    kind: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Weights,
+    hold_h: Hold,
+    hold_c: Hold,
+    lengths: Tensor | None,
+) -> Any:
+    # Contiguous before the function, so that what it keeps is what autograd knows.
+    x, h0 = x.contiguous(), h0.contiguous()
+    c0 = c0.contiguous() if c0 is not None else None
+    hold_h, hold_c = (_as_bytes(hold, (*x.shape[:2], h0.shape[1])) for hold in (hold_h, hold_c))
+    if lengths is not None:
+        lengths = lengths.to(device="cpu", dtype=torch.int64).contiguous()
+    inputs = (x, h0, c0, *weights)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        return _Sequence.apply(kind, hold_h, hold_c, lengths, *inputs)
+    return _forward(kind, hold_h, hold_c, lengths, x, h0, c0, weights, trains=False)[0]
+
+
+def _as_bytes(hold: Hold, shape: tuple[int, ...]) -> Hold:
+    if hold.mask is None:
+        return hold
+    return Hold(hold.mask.to(torch.bool).expand(shape).contiguous())
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: str, hold_h: Hold, hold_c: Hold, lengths: Tensor | None, *inputs: Any) -> Any:
+        x, h0, c0, *weights = inputs
+        results, kept = _forward(kind, hold_h, hold_c, lengths, x, h0, c0, Weights(*weights), trains=True)
+        ctx.set_materialize_grads(False)
+        ctx.settings = kind, hold_h.rate, hold_c.rate, c0 is not None
+        ctx.save_for_backward(*inputs, results[0], *kept, hold_h.mask, hold_c.mask, lengths)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        # Not once_differentiable: where the loss is linear in the output, that lets create_graph=True pass unnoticed.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
+                "or scan(..., twice_differentiable=True)"
+            )
+        # Products into given tensors know no autocast.
+        with torch.autocast("cpu", enabled=False):
+            return None, None, None, None, *_backward(ctx.settings, ctx.needs_input_grad[4:], ctx.saved_tensors, *grads)
+
+
+def _forward(
+    kind: str,
+    hold_h: Hold,
+    hold_c: Hold,
+    lengths: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Weights,
+    *,
+    trains: bool,
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], tuple[Tensor | None, Tensor | None]]:
+    """Outputs and last states; and what the backward pass needs: activations, memories of all steps."""
+    library = _library(x.dtype)
+    steps, batch, hidden = *x.shape[:2], h0.shape[1]
+    lanes = library.lanes()
+    ih, hh, bias_ih, bias_hh = weights.ih.contiguous(), weights.hh.contiguous(), weights.bias_ih, weights.bias_hh
+    gates = hh.shape[0] // hidden
+    width = 4 * lanes if gates == 1 else lanes
+    panels = -(-hidden // width)
+    wx, wh = (x.new_empty(panels * width * gates * weight.shape[1]) for weight in (ih, hh))
+    library.pack(ih.data_ptr(), gates, hidden, x.shape[2], width, wx.data_ptr())
+    library.pack(hh.data_ptr(), gates, hidden, hidden, width, wh.data_ptr())
+    slots = 4 if gates == 3 else gates
+    bias = x.new_zeros(panels * width * slots)
+    if bias_ih is not None and bias_hh is not None:
+        both = bias_ih + bias_hh
+        if gates == 3:  # r and z add both biases; n has one inside and one outside of r's product
+            both = torch.cat([both[: 2 * hidden], bias_ih[2 * hidden :], bias_hh[2 * hidden :]])
+        library.pack(both.data_ptr(), slots, hidden, 1, width, bias.data_ptr())
+    out, c, saved = x.new_empty(steps, batch, hidden), None, None
+    # Rows without a single step, or with none left, keep the state they came with.
+    h_n = h0.clone() if lengths is not None or steps == 0 else torch.empty_like(h0)
+    c_n = c0.clone() if c0 is not None else None
+    if trains:
+        saved = x.new_empty(steps, panels, batch, 4, lanes) if gates > 1 else x.new_empty(steps, batch, hidden)
+        c = x.new_empty(steps, batch, hidden) if c0 is not None else None
+    job = _Job(
+        steps=steps,
+        batch=batch,
+        inputs=x.shape[2],
+        hidden=hidden,
+        relu=kind == "relu",
+        keeps_memory=trains,
+        rate_h=hold_h.rate,
+        rate_c=hold_c.rate,
+    )
+    job.point(
+        lengths=lengths,
+        keep_h=hold_h.mask,
+        keep_c=hold_c.mask,
+        x=x,
+        h0=h0,
+        c0=c0,
+        wx=wx,
+        wh=wh,
+        bias=bias,
+        saved=saved,
+        out=out,
+        c=c if trains else c_n,
+        hn=h_n,
+        cn=c_n,
+    )
+    cell = "rnn" if gates == 1 else kind
+    _over_rows(getattr(library, f"{cell}_forward"), job, _threads(job, x.shape[2] + hidden))
+    return (out, h_n, c_n), (saved, c)
+
+
+def _backward(
+    settings: tuple[str, float | int, float | int, bool],
+    needed: tuple[bool, ...],
+    kept: tuple[Any, ...],
+    grad_out: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, h0, c0 and the four parameters."""
+    kind, rate_h, rate_c, has_memory = settings
+    x, h0, c0, ih, hh, bias_ih, _, out, saved, c, keep_h, keep_c, lengths = kept
+    library = _library(x.dtype)
+    steps, batch, inputs = x.shape
+    hidden = h0.shape[1]
+    gates = hh.shape[0] // hidden
+    slots = 4 if gates == 3 else gates
+    back = x.new_empty(gates * hidden * -(-hidden // library.lanes()) * library.lanes())
+    library.pack_back(hh.contiguous().data_ptr(), gates * hidden, hidden, back.data_ptr())
+    dh = grad_h.clone(memory_format=torch.contiguous_format) if grad_h is not None else torch.zeros_like(h0)
+    dc = None
+    if has_memory:
+        dc = grad_c.clone(memory_format=torch.contiguous_format) if grad_c is not None else torch.zeros_like(c0)
+    grad_out = grad_out.contiguous() if grad_out is not None else None
+
+    chunk = max(1, min(steps, CHUNK // max(1, batch * slots * hidden * x.element_size())))
+    d_gates = x.new_empty(chunk, batch, slots * hidden)
+    job = _Job(
+        steps=steps,
+        batch=batch,
+        inputs=inputs,
+        hidden=hidden,
+        relu=kind == "relu",
+        keeps_memory=True,
+        rate_h=rate_h,
+        rate_c=rate_c,
+    )
+    threads = _threads(job, hidden)
+    d_bias = x.new_zeros(threads, slots, hidden)
+    job.point(
+        lengths=lengths,
+        keep_h=keep_h,
+        keep_c=keep_c,
+        h0=h0,
+        c0=c0,
+        saved=saved,
+        out=out,
+        c=c,
+        grad_out=grad_out,
+        back=back,
+        grad_gates=d_gates,
+        dh=dh,
+        dc=dc,
+    )
+    run = getattr(library, f"{'rnn' if gates == 1 else kind}_backward")
+    needs_x, _, _, needs_ih, needs_hh, *_ = needed
+    dx = torch.empty_like(x) if needs_x else None
+    d_ih = torch.zeros_like(ih, memory_format=torch.contiguous_format) if needs_ih else None
+    d_hh = torch.zeros_like(hh, memory_format=torch.contiguous_format) if needs_hh else None
+    for end in range(steps, 0, -chunk):
+        begin = max(0, end - chunk)
+        job.begin, job.end = begin, end
+        _over_rows(run, job, threads, d_bias)
+        rows = d_gates[: end - begin].view(-1, slots * hidden)
+        to_input = rows[:, : gates * hidden]  # of a GRU: r, z and n; the rest, q, belongs to h
+        if dx is not None:
+            torch.mm(to_input, ih, out=dx[begin:end].view(-1, inputs))
+        if d_ih is not None:
+            d_ih.addmm_(to_input.t(), x[begin:end].reshape(-1, inputs))
+        if d_hh is not None:
+            _add_recurrent(d_hh, rows[:batch], out[begin - 1] if begin else h0)
+            _add_recurrent(d_hh, rows[batch:], out[begin : end - 1].view(-1, hidden))
+    sums = d_bias.sum(0).view(-1)
+    d_bias_ih = sums[: gates * hidden] if bias_ih is not None else None
+    d_bias_hh = d_bias_ih.clone() if d_bias_ih is not None else None
+    if gates == 3 and d_bias_hh is not None:
+        d_bias_hh[2 * hidden :] = sums[3 * hidden :]
+    return dx, dh, dc, d_ih, d_hh, d_bias_ih, d_bias_hh
+
+
+def _add_recurrent(d_hh: Tensor, rows: Tensor, h: Tensor) -> None:
+    """Adds the gradient of the recurrent weights over some rows."""
+    if rows.shape[1] == d_hh.shape[0]:
+        d_hh.addmm_(rows.t(), h)
+        return
+    hidden = h.shape[1]
+    d_hh[: 2 * hidden].addmm_(rows[:, : 2 * hidden].t(), h)
+    d_hh[2 * hidden :].addmm_(rows[:, 3 * hidden :].t(), h)
+
+
+# --- the library ------------------------------------------------------------------------------------------------------
+
+_NUMBERS = ("steps", "batch", "inputs", "hidden", "relu", "first_row", "end_row", "begin", "end", "keeps_memory")
+_POINTERS = (
+    *("lengths", "keep_h", "keep_c", "x", "h0", "c0", "wx", "wh", "bias", "saved", "out", "c", "hn", "cn"),
+    *("grad_out", "back", "grad_gates", "dh", "dc", "db"),
+)
+
+
+class _Job(ctypes.Structure):
+    """`struct Sequence` of kernels.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _NUMBERS),
+        *((name, ctypes.c_double) for name in ("rate_h", "rate_c")),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+    )
+
+    def point(self, **tensors: Tensor | None) -> None:
+        """Set pointers; the caller keeps the tensors alive."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor.data_ptr() if tensor is not None else None)
+
+
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    library = load_kernel(SOURCE, DEFINES[dtype])
+    if library.pack.argtypes is None:
+        integer, pointer = ctypes.c_int64, ctypes.c_void_p
+        library.pack.argtypes = (pointer, integer, integer, integer, integer, pointer)
+        library.pack_back.argtypes = (pointer, integer, integer, pointer)
+    return library
+
+
+def _threads(job: _Job, depth: int) -> int:
+    work = job.steps * job.batch * job.hidden * depth
+    return max(1, min(torch.get_num_threads(), job.batch, work // WORK_PER_THREAD))
+
+
+def _over_rows(run: Any, job: _Job, threads: int, sums: Tensor | None = None) -> None:
+    """Run a kernel on all rows, split between threads: C is called without Python's lock, and rows never meet.
+
+    `sums` (threads, ...) are what rows add up to, apart for each thread.
+    """
+    parts = []
+    for part in range(threads):
+        own = _Job.from_buffer_copy(job)
+        own.first_row, own.end_row = job.batch * part // threads, job.batch * (part + 1) // threads
+        own.point(db=sums[part] if sums is not None else None)
+        parts.append(own)
+    workers = [threading.Thread(target=run, args=(ctypes.byref(own),)) for own in parts[1:]]
+    for worker in workers:
+        worker.start()
+    run(ctypes.byref(parts[0]))
+    for worker in workers:
+        worker.join()
