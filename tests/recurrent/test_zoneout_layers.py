@@ -171,6 +171,18 @@ def test_models_in_one_batch_equal_a_loop() -> None:
         torch.testing.assert_close(one, model(x)[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.unhooked
+def test_networks_compile_as_one_graph() -> None:
+    x = torch.randn(6, 4, 3)
+    for own in (ZoneoutLSTM(3, 5), ZoneoutGRU(3, 5, num_layers=2, bidirectional=True)):
+        torch._dynamo.reset()
+        compiled = torch.compile(own, fullgraph=True, backend="eager")
+        assert not torch.equal(compiled(x)[0], compiled(x)[0])
+        own.eval()
+        torch.testing.assert_close(compiled(x)[0], own(x)[0], rtol=0, atol=1e-6)
+        assert all(parameter.requires_grad for parameter in own.parameters())
+
+
 def test_static_masks_are_saved_with_the_network() -> None:
     own, x = ZoneoutLSTM(3, 5, mask="static", bidirectional=True, max_length=4), torch.randn(6, 4, 3)
     other = ZoneoutLSTM(3, 5, mask="static", bidirectional=True, max_length=4)

@@ -64,22 +64,6 @@ def load_kernel(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     return found
 
 
-def why_not(source: Path, flags: tuple[str, ...] = ()) -> str | None:
-    """Why a kernel cannot be had, or `None` when it can; it is built if need be.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     source = Path(folder) / "broken.c"
-    ...     _ = source.write_text("int broken(")
-    ...     "broken.c" in why_not(source)
-    True
-    """
-    try:
-        load_kernel(source, flags)
-    except CannotCompile as error:
-        return str(error)
-    return None
-
-
 def _find(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     command = [*_compiler(), *FLAGS, _native(), *flags]
     name = f"{source.stem}-{_fingerprint(source, command)}.so"

@@ -1,11 +1,11 @@
 // Whole sequences of an LSTM, a GRU or a plain recurrent network, with Zoneout, forward and backward.
 //
-// Plain C with the vector types of GCC and Clang; REAL (float or double) is given on the command line. Letters: T steps,
-// B rows, I inputs, H hidden units. The loop over time is in here, so a sequence costs one call each way.
+// Plain C with the vector types of GCC and Clang; REAL (float or double) is given on the command line. Letters: T
+// steps, B rows, I inputs, H hidden units. The loop over time is in here, so a sequence costs one call each way.
 //
 // A step is a product of small blocks of rows with weights that were packed once per sequence: a "panel" holds, for a
 // few units, the weights of all their gates next to each other. When a block's sums are complete, the gates of these
-// units are still in registers, so the elementwise work follows at once and nothing is written but what the backward
+// units are still in the first cache, so the elementwise work follows at once and nothing is written but what the backward
 // pass needs. Rows never meet, so threads take ranges of rows.
 //
 // No -ffast-math: NaN and infinity propagate as in torch.
@@ -245,7 +245,7 @@ INLINE void emit(const struct Sequence *s, int64_t t, int64_t row, int64_t u, in
     if (t == length(s, row) - 1) store(s->hn + row * s->hidden + u, h, n);
 }
 
-// --- LSTM: gates i, f, g, o; panels of LANES units; saved (T, panels, B, 4, LANES) ------------------------------------
+// --- LSTM: gates i, f, g, o; panels of LANES units; saved (T, panels, B, 4, LANES) -----------------------------------
 
 static void lstm_block(int rows, const struct Sequence *s, int64_t t, int64_t panel, int64_t row) {
     const int64_t H = s->hidden, I = s->inputs, B = s->batch, u = panel * LANES;
@@ -300,7 +300,8 @@ static void lstm_units(const struct Sequence *s, int64_t t, int64_t b, int64_t u
     const vec kept_h = weight(s->keep_h, s->rate_h, at, n) * e, kept_c = weight(s->keep_c, s->rate_c, at, n) * dc;
     e -= kept_h;
     const vec d = dc - kept_c + e * o * (1 - th * th);
-    const vec di = d * g * i * (1 - i), df = d * memory * f * (1 - f), dg = d * i * (1 - g * g), dout = e * th * o * (1 - o);
+    const vec di = d * g * i * (1 - i), df = d * memory * f * (1 - f), dg = d * i * (1 - g * g);
+    const vec dout = e * th * o * (1 - o);
     store(out, di, n), store(out + H, df, n), store(out + 2 * H, dg, n), store(out + 3 * H, dout, n);
     store(s->dc + b * H + u, kept_c + d * f, n);
     store(s->dh + b * H + u, kept_h, n);
@@ -309,7 +310,7 @@ static void lstm_units(const struct Sequence *s, int64_t t, int64_t b, int64_t u
     store(db + 2 * H, load(db + 2 * H, n) + dg, n), store(db + 3 * H, load(db + 3 * H, n) + dout, n);
 }
 
-// --- GRU: gates r, z, n; panels of LANES units; saved (T, panels, B, 4, LANES): r, z, n and q = W_hn h + b_hn ---------
+// --- GRU: gates r, z, n; panels of LANES units; saved (T, panels, B, 4, LANES): r, z, n and q = W_hn h + b_hn --------
 
 static void gru_block(int rows, const struct Sequence *s, int64_t t, int64_t panel, int64_t row) {
     const int64_t H = s->hidden, I = s->inputs, B = s->batch, u = panel * LANES;
@@ -366,7 +367,7 @@ static void gru_units(const struct Sequence *s, int64_t t, int64_t b, int64_t u,
     store(db + 2 * H, load(db + 2 * H, count) + dn, count), store(db + 3 * H, load(db + 3 * H, count) + dq, count);
 }
 
-// --- plain: panels of 4 * LANES units; saved (T, B, H): the values before Zoneout -------------------------------------
+// --- plain: panels of 4 * LANES units; saved (T, B, H): the values before Zoneout ------------------------------------
 
 static void rnn_block(int rows, const struct Sequence *s, int64_t t, int64_t panel, int64_t row) {
     const int64_t H = s->hidden, I = s->inputs, B = s->batch;
@@ -417,7 +418,7 @@ static void rnn_units(const struct Sequence *s, int64_t t, int64_t b, int64_t u,
     store(s->db + u, load(s->db + u, n) + d, n);
 }
 
-// --- backward: at every step a product with the gradients of the step behind, then the step's own elementwise part ----
+// --- backward: at every step a product with the gradients of the step behind, then the step's own elementwise part ---
 
 static void lstm_behind(int rows, int count, vec (*a)[4], int64_t H, const REAL *g, const REAL *w) {
     product(rows, count, a, count - 1, g, 4 * H, w, 4 * H);
@@ -441,7 +442,8 @@ static void rnn_behind(int rows, int count, vec (*a)[4], int64_t H, const REAL *
         for (int64_t t = s->end - 1; t >= s->begin - 1; t--)                                                       \
             for (int64_t u = 0; u < H; u += 4 * LANES)                                                             \
                 for (int64_t row = s->first_row; row < s->end_row; row += block(s, row)) {                         \
-                    const int rows = block(s, row), count = (int)(H - u < 4 * LANES ? (H - u + LANES - 1) / LANES : 4); \
+                    const int rows = block(s, row);                                                                \
+                    const int count = H - u < 4 * LANES ? (int)((H - u + LANES - 1) / LANES) : 4;                  \
                     vec a[BLOCK][4];                                                                               \
                     for (int r = 0; r < rows; r++)                                                                 \
                         for (int v = 0; v < count; v++)                                                            \

@@ -109,6 +109,8 @@ def draw_masks(
 
 
 def _words(count: int, generator: torch.Generator | None, device: Device) -> Tensor:
+    if torch.compiler.is_compiling():  # knows no random_()
+        return torch.randint(-WORDS // 2, WORDS // 2, (count,), dtype=torch.int16, generator=generator, device=device)
     # The whole range of 64 bits is named: without it random_() leaves the sign bit zero, and every fourth word biased.
     drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
     return drawn.view(torch.int16)[:count]
