@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects
 
+    from mechanisms.lab import records
     from mechanisms.lab.bench import Bench
     from mechanisms.lab.claims import Claim
-    from mechanisms.lab.records import Cell
 
 # What a run returns: named numbers; a list holds one number per unit (world, graph, split); text is shown as it is.
 Metric = float | int | bool | str | Sequence[float] | Sequence[int] | Sequence[bool]
@@ -49,7 +49,7 @@ class Figure:
     """
 
     name: str
-    draw: Callable[[Cell], plotly.graph_objects.Figure]
+    draw: Callable[[records.Cell], plotly.graph_objects.Figure]
     caption: str = ""
 
 

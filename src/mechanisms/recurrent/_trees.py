@@ -94,6 +94,8 @@ def split(tree: Tree, sizes: list[int]) -> list[Tree]:
     """The tree cut into segments of time."""
     if tree is None:
         return [None] * len(sizes)
+    if len(sizes) == 1:
+        return [tree]
     cut = tree_map(lambda leaf: _Parts(leaf.split(sizes)), tree)
     return [_pick(cut, place) for place in range(len(sizes))]
 
