@@ -250,6 +250,55 @@ class IsNoCell(nn.Linear):
     pass
 
 
+class NeedsItsNoise(Noisy):
+    def step(self, projected: Any, state: Any, noise: Any = None, *, need_info: bool = False) -> Any:
+        return super().step(projected, state, noise + 0, need_info=need_info)
+
+
+class InfoChangesTheOutput(Leaky):
+    def step(self, projected: Any, state: Any, noise: Any = None, *, need_info: bool = False) -> Any:
+        h, new = super().step(projected, state)
+        return (h + 1, new, h) if need_info else (h, new)
+
+
+class InfoIsText(Leaky):
+    def step(self, projected: Any, state: Any, noise: Any = None, *, need_info: bool = False) -> Any:
+        h, new = super().step(projected, state)
+        return (h, new, "nothing to see") if need_info else (h, new)
+
+
+class LosesItsHidden(Leaky):
+    def with_hidden(self, state: Any, h: Tensor) -> Any:
+        return state
+
+
+class FailsOnNoRows(Leaky):
+    def step(self, projected: Any, state: Any, noise: Any = None, *, need_info: bool = False) -> Any:
+        return super().step(projected + 0 * projected.max(), state)
+
+
+class StartsInItsOwnType(Leaky):
+    def initial_state(self, batch_size: int, *, device: Any = None, dtype: Any = None) -> Any:
+        return super().initial_state(batch_size, device=device)
+
+
+class FreezesGradients(Leaky):
+    def freeze(self, active: Tensor, new: Any, old: Any) -> Any:
+        return LeakyState(super().freeze(active, new, old).h.detach())
+
+
+class ResetsGradients(Leaky):
+    def reset(self, state: Any, done: Tensor) -> Any:
+        return LeakyState(super().reset(state, done).h.detach())
+
+
+class WrongKernelInEvaluation(Noisy):
+    def sequence(self, inputs: Any, state: Any, noise: Any) -> Any:
+        if noise is not None:
+            return NotImplemented
+        return inputs.new_zeros(*inputs.shape[:2], self.output_size), state
+
+
 BROKEN: dict[type[nn.Module], str] = {
     IsNoCell: "contract",
     TypeDrifts: "contract",
@@ -272,6 +321,15 @@ BROKEN: dict[type[nn.Module], str] = {
     NoiseWithoutItsGenerator: "noise",
     NoiseInEval: "noise",
     NoiseOfOtherRows: "noise",
+    NeedsItsNoise: "modes",
+    InfoChangesTheOutput: "modes",
+    InfoIsText: "modes",
+    LosesItsHidden: "modes",
+    FailsOnNoRows: "modes",
+    StartsInItsOwnType: "modes",
+    FreezesGradients: "lengths",
+    ResetsGradients: "reset",
+    WrongKernelInEvaluation: "sequence",
     LooksAcrossTime: "hoisting",
     RowsLeak: "rows",
     LosesItsTypeUnderAutocast: "dtype",

@@ -93,3 +93,8 @@ def test_a_batch_of_one_is_refused_in_training_only() -> None:
     assert scan(cell.eval(), torch.randn(5, 1, 3)).output.shape == (5, 1, 4)
     with pytest.raises(ValueError, match="max_length"):
         BatchNormLSTMCell(3, 4, max_length=0)
+
+
+def test_a_training_scan_unpacks_as_any_other() -> None:
+    output, state = scan(BatchNormLSTMCell(3, 4), torch.randn(5, 6, 3))
+    assert torch.equal(output[-1], state.h)

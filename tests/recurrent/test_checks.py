@@ -79,4 +79,4 @@ def test_rules_can_be_skipped_by_name() -> None:
         check_cell(lambda: Leaky(3, 4), skip=["length"])
     with pytest.raises(ValueError, match="steps=2"):
         check_cell(lambda: Leaky(3, 4), steps=2)
-    assert len(RULES) == 21
+    assert len(RULES) == 22

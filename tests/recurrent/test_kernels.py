@@ -233,3 +233,36 @@ def test_the_structure_is_the_one_of_the_source() -> None:
     ]
     assert names == [name for name, _ in kernels._Job._fields_]
     assert ctypes.sizeof(kernels._Job) == 8 * len(names)
+
+
+@pytest.mark.skipif(kernels.unavailable(torch.zeros(1)) is not None, reason="no compiler")
+@pytest.mark.user_input
+def test_what_would_be_read_out_of_bounds_is_refused() -> None:
+    x, h, weights = torch.zeros(5, 2, 3), torch.zeros(2, 4), Weights(torch.zeros(16, 3), torch.zeros(16, 4), None, None)
+    with pytest.raises(ValueError, match=r"weights.ih has shape \(16, 3\); .* must be \(16, 30\)"):
+        kernels.lstm(torch.zeros(5, 2, 30), h, h, weights)
+    with pytest.raises(ValueError, match=r"h0 has shape \(1, 4\)"):
+        kernels.lstm(x, h[:1], h, weights)
+    with pytest.raises(ValueError, match="c0 has shape"):
+        kernels.lstm(x, h, h[:1], weights)
+    with pytest.raises(ValueError, match="of different types"):
+        kernels.lstm(x.double(), h, h, weights)
+    with pytest.raises(ValueError, match=r"weights.hh has shape \(16, 4\)"):
+        kernels.gru(x, h, weights._replace(ih=torch.zeros(12, 3)))
+    with pytest.raises(ValueError, match="both biases"):
+        kernels.lstm(x, h, h, weights._replace(bias_ih=torch.zeros(16)))
+    with pytest.raises(ValueError, match="lengths has shape"):
+        kernels.lstm(x, h, h, weights, lengths=torch.tensor([5]))
+    with pytest.raises(ValueError, match="between 0 and the 5 steps"):
+        kernels.lstm(x, h, h, weights, lengths=torch.tensor([5, 6]))
+
+
+@pytest.mark.skipif(kernels.unavailable(torch.zeros(1)) is not None, reason="no compiler")
+def test_weights_need_not_be_contiguous() -> None:
+    x, h = torch.randn(5, 2, 3, requires_grad=True), torch.zeros(2, 16)
+    turned = Weights(torch.randn(3, 64).t(), torch.randn(16, 64).t() / 4, None, None)
+    found = []
+    for weights in (turned, Weights(turned.ih.contiguous(), turned.hh.contiguous(), None, None)):
+        (gradient,) = torch.autograd.grad(kernels.lstm(x, h, h, weights)[0].sum(), x)
+        found.append(gradient)
+    torch.testing.assert_close(*found)

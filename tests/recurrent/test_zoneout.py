@@ -373,3 +373,10 @@ def test_states_stay_what_they_were() -> None:
     state = Zoneout(GRUCell(3, 4), 0.5)(torch.zeros(2, 3))[1]
     assert isinstance(state, GRUState)
     assert isinstance(state.h, Tensor)
+
+
+def test_given_masks_between_keep_and_update_are_weights_in_every_backend() -> None:
+    cell, x = Zoneout(LSTMCell(3, 4), {"h": 0.05, "c": 0.5}), torch.randn(5, 2, 3)
+    noise = Noise({"h": torch.full((5, 2, 4), 0.25), "c": torch.full((5, 2, 4), 0.75)}, None)
+    outputs = [scan(cell, x, noise=noise, backend=backend).output for backend in ("auto", "eager")]
+    torch.testing.assert_close(*outputs)

@@ -3,10 +3,12 @@
 import copy
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from mechanisms.recurrent.zoneout import zoneout
@@ -283,3 +285,58 @@ def test_warnings_are_torch_s() -> None:
         ZoneoutLSTM(3, 5, num_layers=2, dropout=0.5)
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last recurrent layer"):
         ZoneoutGRU(3, 5, dropout=0.5)
+
+
+def test_threads_may_share_a_network() -> None:
+    own, x = ZoneoutLSTM(8, 16, num_layers=2).eval(), torch.randn(20, 4, 8)
+    with torch.no_grad():
+        want = own(x)[0]
+
+    def run(_: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(own(x)[0], want) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))
+
+
+def test_weights_lent_by_functional_call_do_not_stay() -> None:
+    own, x = ZoneoutLSTM(3, 5).eval(), torch.randn(6, 4, 3)
+    want = own(x)[0]
+    doubled = {name: 2 * parameter for name, parameter in own.named_parameters()}
+    assert not torch.equal(torch.func.functional_call(own, doubled, (x,))[0], want)
+    assert torch.equal(copy.deepcopy(own)(x)[0], want)
+    assert torch.equal(own(x)[0], want)
+
+
+def test_a_replica_does_not_share_the_network_inside() -> None:
+    own, x = ZoneoutLSTM(3, 5).eval(), torch.randn(6, 4, 3)
+    replica = own._replicate_for_data_parallel()
+    for name, parameter in own.named_parameters():
+        setattr(replica, name, 2 * parameter)
+    want = own(x)[0]
+    assert not torch.equal(replica(x)[0], want)
+    assert replica._network is not own._network
+    assert torch.equal(own(x)[0], want)
+
+
+@pytest.mark.parametrize("unbatched", [False, True])
+def test_static_masks_leave_states_as_torch_has_them(unbatched: bool) -> None:
+    shape = (2, 5) if unbatched else (2, 4, 5)
+    x = torch.randn(6, 3) if unbatched else torch.randn(6, 4, 3)
+    lstm = ZoneoutLSTM(3, 5, mask="static", bidirectional=True, max_length=4)
+    _, (h, c) = lstm(x, (torch.zeros(shape), torch.zeros(shape)))
+    assert h.shape == c.shape == shape
+    assert torch.equal(h, lstm(x)[1][0])
+    gru = ZoneoutGRU(3, 5, mask="static", bidirectional=True, max_length=4)
+    assert gru(x, gru(x)[1])[1].shape == shape
+
+
+def test_forward_mode_derivatives_pass() -> None:
+    own, x = ZoneoutLSTM(3, 5).double().eval().requires_grad_(False), torch.randn(6, 4, 3, dtype=torch.float64)
+    tangent = torch.randn_like(x)
+    with forward_ad.dual_level():
+        got = forward_ad.unpack_dual(own(forward_ad.make_dual(x, tangent))[0]).tangent
+    shift = 1e-6 * tangent
+    want = (own(x + shift)[0] - own(x - shift)[0]) / 2e-6
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)

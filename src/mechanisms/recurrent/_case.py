@@ -142,7 +142,7 @@ def gradients(value: Tensor, *trees: Tree) -> dict[str, Tensor]:
     ]
     if not named or not value.requires_grad:
         return {}
-    found = torch.autograd.grad(value, [leaf for _, leaf in named], allow_unused=True)
+    found = torch.autograd.grad(value, [leaf for _, leaf in named], allow_unused=True, retain_graph=True)
     return {
         name: torch.zeros_like(leaf) if gradient is None else gradient
         for (name, leaf), gradient in zip(named, found, strict=True)

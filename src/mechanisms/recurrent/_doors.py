@@ -119,6 +119,8 @@ def as_lengths(lengths: Any, steps: int, rows: int, *, least: int) -> list[int]:
     [5, 2]
     """
     given = torch.as_tensor(lengths)
+    if given.numel() == 0 and not isinstance(lengths, Tensor):
+        given = given.long()  # an empty list has no type
     if given.is_floating_point() or given.is_complex() or given.dtype is torch.bool:
         raise TypeError(f"lengths must be integers, got {given.dtype}")
     if tuple(given.shape) != (rows,):

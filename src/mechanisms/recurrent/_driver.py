@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from mechanisms.recurrent._trees import (
@@ -209,8 +210,10 @@ def has_kernel(cell: Cell) -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch.func is at work (vmap, jvp, grad); torch's recurrent kernels have no rules for it."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether torch.func (vmap, jvp, grad) or forward-mode derivatives are at work, which fused paths do not know."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def run_kernel(cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan) -> Any:

@@ -48,6 +48,9 @@ def lengths(case: Case) -> None:
         last = _alike(select(whole.state, rows), alone.state) if cell.growing else select(whole.state, rows)
         wanted = _alike(alone.state, alone.state) if cell.growing else alone.state
         same(rule, last, wanted, EXACT, f"the state of row {rows[0]} after its last valid step")
+        if not cell.growing:
+            mine = gradients(loss(last), inputs, parameters(cell))
+            same(rule, mine, gradients(loss(wanted), inputs, parameters(cell)), 10 * EXACT, "gradients of that state")
     found = gradients(loss(whole.output, whole.state), inputs)
     for name, gradient in found.items():
         for row, length in enumerate(valid):
@@ -123,7 +126,10 @@ def resets(case: Case) -> None:
     if not whole_batch and case.batch > 1:
         others = [other for other in range(case.batch) if other != row]
         plain = case.run(cell, inputs, start, noise=own)
-        same(rule, at_rows(result.output, others), at_rows(plain.output, others), 0.0, "rows that are not reset")
+        mine, theirs = at_rows(result.output, others), at_rows(plain.output, others)
+        same(rule, mine, theirs, 0.0, "rows that are not reset")
+        found, wanted = (gradients(loss(one), inputs, parameters(cell)) for one in (mine, theirs))
+        same(rule, found, wanted, 10 * EXACT, "gradients of rows that are not reset")
     if not cell.growing:
         done = torch.zeros(case.batch, dtype=torch.bool)
         done[rows] = True

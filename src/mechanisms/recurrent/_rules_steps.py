@@ -272,8 +272,12 @@ def fused(case: Case) -> None:
     rule = "sequence"
     if not has_kernel(case.cell()):
         return
-    for dtype, tolerance in ((torch.float64, EXACT), (torch.float32, case.tolerance)):
-        cell = case.cell(dtype)
+    for dtype, tolerance, training in (
+        (torch.float64, EXACT, True),
+        (torch.float64, EXACT, False),
+        (torch.float32, case.tolerance, True),
+    ):
+        cell = case.cell(dtype).train(training)
         inputs, own = case.inputs(cell), case.noise(cell)
         if cell.sequence(inputs, cell.initial_state(case.batch), own) is NotImplemented:
             continue
@@ -292,6 +296,37 @@ def fused(case: Case) -> None:
             said = f" with {next(iter(option))}" if option else ""
             same(rule, results[0][0], results[1][0], tolerance, f"the fused path against the loop{said}")
             same(rule, results[0][1], results[1][1], 10 * tolerance, f"gradients of the fused path{said}")
+
+
+def modes(case: Case) -> None:
+    """What a step does without noise, in `eval()`, with `need_info`, for no rows; and the vector of a state."""
+    rule = "modes"
+    cell = case.cell().eval()
+    inputs, state = at(case.inputs(cell), 0), case.state(cell)
+    own = at(cell.noise(1, case.batch), 0)
+    projected = project(cell, inputs, own)
+    plain = cell.step(projected, state, own)
+    found = cell.step(projected, state, own, need_info=True)
+    same(rule, found[:2], plain[:2], 0.0, "a step with need_info=True against one without")
+    if len(plain) != 2 or len(found) not in (2, 3):
+        raise CellContractError(
+            rule, f"step gives {len(plain)} values, {len(found)} with need_info=True; 2, and 2 or 3"
+        )
+    for name, leaf in named_leaves(found[2]) if len(found) == 3 else ():
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != case.batch:
+            raise CellContractError(rule, f"info {name!r} is no tensor with the batch of {case.batch} first", leaf=name)
+    cell.step(projected, state, None)
+    if cell.zoneable:
+        h = torch.randn_like(cell.hidden(state))
+        same(rule, cell.hidden(cell.with_hidden(state, h)), h, 0.0, "hidden(with_hidden(state, h)) against h")
+    empty = case.run(cell, case.inputs(cell, batch=0), noise=case.noise(cell, batch=0))
+    if first_tensor(empty.output).shape[:2] != (case.steps, 0):
+        raise CellContractError(rule, f"a batch of no rows has the outputs {shapes(empty.output)}")
+    for name, leaf in named_leaves(cell.initial_state(1, dtype=torch.float32)):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype != torch.float32:
+            raise CellContractError(
+                rule, f"initial_state(dtype=float32) makes leaf {name!r} of {leaf.dtype}", leaf=name
+            )
 
 
 def detached(case: Case) -> None:

@@ -12,6 +12,7 @@ RULES: dict[str, Callable[[Case], None]] = {
     "contract": _rules_steps.contract,
     "purity": _rules_steps.purity,
     "noise": _rules_steps.noise,
+    "modes": _rules_steps.modes,
     "hoisting": _rules_steps.hoisting,
     "rows": _rules_rows.rows,
     "dtype": _rules_torch.dtypes,
@@ -61,6 +62,8 @@ def check_cell(
     - contract: the state is a tree of tensors, batch first, and keeps its form over a step.
     - purity: a step draws nothing, writes nothing, changes no argument, and does not read `self.training`.
     - noise: follows from its generator, leads with (steps, batch), stays in its row, is silent in `eval()`.
+    - modes: a step runs without noise, in `eval()`, and for no rows; `need_info` changes no number; `with_hidden` puts
+      in what `hidden` reads.
     - hoisting: projecting all steps at once is projecting each alone.
     - rows: rows know nothing of each other.
     - dtype: everything follows the module's type, and keeps it under autocast.
@@ -73,7 +76,7 @@ def check_cell(
     - detach: a detached state has no history.
     - gradient: gradients are the derivatives.
     - checkpoint: computing again in the backward pass changes nothing.
-    - sequence: a fused path gives what the loop gives.
+    - sequence: a fused path gives what the loop gives, in `eval()` too.
     - save: weights and state on disk are enough to go on.
     - copies: copies and pickles give the same and share nothing.
     - vmap: several models run in one batch.

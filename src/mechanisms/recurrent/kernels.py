@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mechanisms._base.compiled import CannotCompile, load_kernel
+from mechanisms.recurrent._driver import transformed
 
 SOURCE = Path(__file__).with_name("kernels.c")
 DEFINES = {torch.float32: ("-DREAL=float",), torch.float64: ("-DREAL=double", "-DDOUBLE")}
@@ -74,8 +75,8 @@ def unavailable(*tensors: Tensor) -> str | None:
             return f"the kernel reads plain tensors, not {type(tensor).__name__}"
     if torch.compiler.is_compiling():
         return "torch.compile cannot look into the kernel"
-    if torch._C._are_functorch_transforms_active():
-        return "transforms of torch.func cannot look into the kernel"
+    if transformed():
+        return "torch.func and forward-mode derivatives cannot look into the kernel"
     try:
         _library(first.dtype)
     except CannotCompile as error:
@@ -157,6 +158,7 @@ def _run(
     hold_c: Hold,
     lengths: Tensor | None,
 ) -> Any:
+    _check(kind, x, h0, c0, weights, lengths)
     # Contiguous before the function, so that what it keeps is what autograd knows.
     x, h0 = x.contiguous(), h0.contiguous()
     c0 = c0.contiguous() if c0 is not None else None
@@ -167,6 +169,33 @@ def _run(
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         return _Sequence.apply(kind, hold_h, hold_c, lengths, *inputs)
     return _forward(kind, hold_h, hold_c, lengths, x, h0, c0, weights, trains=False)[0]
+
+
+def _check(kind: str, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Weights, lengths: Tensor | None) -> None:
+    """C reads what shapes say, so they must be true."""
+    given = [tensor for tensor in (x, h0, c0, *weights) if tensor is not None]
+    if (reason := unavailable(*given)) is not None:
+        raise ValueError(f"the kernel does not apply: {reason}")
+    if x.dim() != 3 or h0.dim() != 2:
+        raise ValueError(f"expected x (T, B, I) and h0 (B, H), got {tuple(x.shape)} and {tuple(h0.shape)}")
+    (steps, batch, inputs), hidden = x.shape, h0.shape[1]
+    rows = {"lstm": 4, "gru": 3}.get(kind, 1) * hidden
+    expected = {
+        "h0": (h0, (batch, hidden)),
+        "c0": (c0, (batch, hidden)),
+        "weights.ih": (weights.ih, (rows, inputs)),
+        "weights.hh": (weights.hh, (rows, hidden)),
+        "weights.bias_ih": (weights.bias_ih, (rows,)),
+        "weights.bias_hh": (weights.bias_hh, (rows,)),
+        "lengths": (lengths, (batch,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with x {tuple(x.shape)} it must be {shape}")
+    if (weights.bias_ih is None) != (weights.bias_hh is None):
+        raise ValueError("both biases are needed, or none")
+    if lengths is not None and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+        raise ValueError(f"lengths must be between 0 and the {steps} steps of x, got {lengths.tolist()}")
 
 
 def _as_bytes(hold: Hold, shape: tuple[int, ...]) -> Hold:
@@ -283,7 +312,8 @@ def _backward(
     gates = hh.shape[0] // hidden
     slots = 4 if gates == 3 else gates
     back = x.new_empty(gates * hidden * -(-hidden // library.lanes()) * library.lanes())
-    library.pack_back(hh.contiguous().data_ptr(), gates * hidden, hidden, back.data_ptr())
+    packed = hh.contiguous()  # held until C has read it
+    library.pack_back(packed.data_ptr(), gates * hidden, hidden, back.data_ptr())
     dh = grad_h.clone(memory_format=torch.contiguous_format) if grad_h is not None else torch.zeros_like(h0)
     dc = None
     if has_memory:

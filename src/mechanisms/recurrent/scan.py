@@ -28,7 +28,9 @@ class ScanResult:
         output: outputs (time, batch, ...), in the structure of the cell's output.
         state: the state after the last (valid) step of each row.
         info: what the cell recorded, leaves (time, batch, ...); what grows with the steps is filled up with zeros.
+            Cells with batch statistics record them in training whether asked or not.
         states: the state after each step, when `keep_states` was set.
+        need_info: whether info was asked for.
 
     >>> output, state = ScanResult(output=1, state=2)
     """
@@ -37,9 +39,10 @@ class ScanResult:
     state: State
     info: Tree = None
     states: list[State] | None = None
+    need_info: bool = False
 
     def __iter__(self) -> Iterator[Any]:
-        return iter((self.output, self.state) if self.info is None else (self.output, self.state, self.info))
+        return iter((self.output, self.state, self.info) if self.need_info else (self.output, self.state))
 
 
 def scan(
@@ -181,7 +184,7 @@ def scan(
         (output, state), info, states = found, None, []
     if reverse:
         output = tree_map(_turned(valid, steps, device), output)
-    return ScanResult(output, state, info, states if keep_states else None)
+    return ScanResult(output, state, info, states if keep_states else None, need_info)
 
 
 def scan_chunks(

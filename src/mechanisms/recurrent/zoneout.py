@@ -355,7 +355,9 @@ class Zoneout(Cell):
         if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             inputs = inputs.to(weights.ih.dtype)  # as torch's own kernels do here: in and out in the parameters' type
         given = [tensor for tensor in (inputs, *state, *weights) if tensor is not None]
-        if kernels.unavailable(*given) is not None:
+        # Masks of other types than truth values may hold weights in between.
+        graded = any(hold.mask is not None and hold.mask.dtype is not torch.bool for hold in holds.values())
+        if graded or kernels.unavailable(*given) is not None:
             return NotImplemented
         ends = None if lengths is None else torch.tensor(lengths)
         hold_h, hold_c = holds.get("h", kernels.NEVER), holds.get("c", kernels.NEVER)

@@ -14,142 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.validation import check_choice
-from mechanisms.recurrent._orthogonal import fill_with_orthogonal_blocks
+from mechanisms.recurrent._zoneout_network import ZoneoutNetwork
 from mechanisms.recurrent.cells import GRUCell, LSTMCell, RNNCell
-from mechanisms.recurrent.module import Recurrent
 from mechanisms.recurrent.protocol import Cell, Device
 from mechanisms.recurrent.zoneout import Zoneout, check_rate, zoneout
 
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
-
-class _ZoneoutNetwork(nn.Module):
-    """Parameters under torch's flat names, and a `Recurrent` that computes with them."""
-
-    _network: Recurrent
-
-    def __init__(
-        self,
-        make_cell: Any,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float | int,
-        bidirectional: bool,
-        backend: str,
-        unexpected: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        _refuse(type(self).__name__, unexpected)
-        check_choice(backend, "backend", ("auto", "eager", "kernel"))
-        self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
-        self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
-        network = Recurrent(
-            make_cell,
-            input_size,
-            num_layers=num_layers,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            backend=backend,
-            torch_state=True,
-        )
-        # Not registered: its parameters are this module's, under torch's names.
-        self.__dict__["_network"] = network
-        for suffix, cell in self._cells():
-            for name in NAMES:
-                self.register_parameter(name + suffix, getattr(cell.cell, name))
-            for name, mask in cell.named_buffers(recurse=False):
-                self.register_buffer(name + suffix, mask)
-        self._take_back()
-
-    def _cells(self) -> list[tuple[str, Zoneout]]:
-        """The cells and the suffixes of their parameters, in torch's order."""
-        directions = ("", "_reverse")[: 1 + self.bidirectional]
-        suffixes = [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
-        return list(zip(suffixes, [cell for cell in self._network.cells if isinstance(cell, Zoneout)], strict=True))
-
-    def forward(
-        self,
-        input: Any,
-        hx: Any = None,
-        *,
-        lengths: Any = None,
-        generator: torch.Generator | None = None,
-    ) -> Any:
-        """Run over whole sequences.
-
-        Args:
-            input: (time, batch, size), (batch, time, size) with `batch_first`, (time, size), or a PackedSequence.
-            hx: the initial state as torch takes it; zeros by default.
-            lengths: valid steps of each row of a padded input; outputs beyond are zero.
-            generator: where masks and dropout come from; torch's own by default.
-
-        Returns:
-            `(output, state)`, as torch's module returns them.
-
-        Raises:
-            TypeError: integers as input, or a state of another kind of network.
-            ValueError: shapes do not fit.
-        """
-        if self._network.training != self.training:
-            self._network.train(self.training)
-        # Lent for this call, so that whatever became of them (moved, replaced, given by functional_call) holds.
-        self._lend()
-        try:
-            return self._network(input, hx, lengths=lengths, generator=generator)
-        finally:
-            self._take_back()
-
-    def _lend(self) -> None:
-        for suffix, cell in self._cells():
-            for name in NAMES:
-                cell.cell._parameters[name] = getattr(self, name + suffix)
-            for name in cell._buffers:
-                cell._buffers[name] = getattr(self, name + suffix)
-
-    def _take_back(self) -> None:
-        for _, cell in self._cells():
-            cell.cell._parameters = dict.fromkeys(cell.cell._parameters)
-            cell._buffers = dict.fromkeys(cell._buffers)
-
-    def reset_parameters(self, scheme: str = "torch") -> None:
-        """Draw the parameters anew.
-
-        Args:
-            scheme: "torch" is uniform within 1/sqrt(hidden_size); "paper" makes every square block of every weight
-                orthogonal, forget gates' biases 1 (in `bias_ih`; an LSTM's only) and all others 0.
-
-        Raises:
-            ValueError: another name is given.
-        """
-        check_choice(scheme, "scheme", ("torch", "paper"))
-        bound = self.hidden_size**-0.5
-        for name, parameter in self.named_parameters():
-            if scheme == "torch":
-                nn.init.uniform_(parameter, -bound, bound)
-            elif name.startswith("weight"):
-                fill_with_orthogonal_blocks(parameter, self.hidden_size)
-            else:
-                nn.init.zeros_(parameter)
-                if name.startswith("bias_ih") and parameter.numel() == 4 * self.hidden_size:
-                    with torch.no_grad():
-                        parameter[self.hidden_size : 2 * self.hidden_size] = 1
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: it is here for code that calls it on torch's modules."""
-
-    def extra_repr(self) -> str:
-        """Sizes, what is not the default, and Zoneout's settings."""
-        return (
-            f"{self.input_size}, {self.hidden_size}, {self._network.extra_repr()}, "
-            f"{self._network.cells[0].extra_repr()}"
-        )
-
-
-class ZoneoutLSTM(_ZoneoutNetwork):
+class ZoneoutLSTM(ZoneoutNetwork):
     """`torch.nn.LSTM` with Zoneout of its hidden state and its memory.
 
     Args:
@@ -211,7 +82,7 @@ class ZoneoutLSTM(_ZoneoutNetwork):
         )
 
 
-class ZoneoutGRU(_ZoneoutNetwork):
+class ZoneoutGRU(ZoneoutNetwork):
     """`torch.nn.GRU` with Zoneout of its state.
 
     Args:
@@ -254,7 +125,7 @@ class ZoneoutGRU(_ZoneoutNetwork):
         )
 
 
-class ZoneoutRNN(_ZoneoutNetwork):
+class ZoneoutRNN(ZoneoutNetwork):
     """`torch.nn.RNN` with Zoneout of its state.
 
     Args:
@@ -414,17 +285,3 @@ class ZoneoutRNNCell(nn.RNNCell):
         if hx is None:
             hx = input.new_zeros(*input.shape[:-1], self.hidden_size)
         return zoneout(super().forward(input, hx), hx, self.zoneout, training=self.training, generator=generator)
-
-
-def _refuse(name: str, unexpected: dict[str, Any]) -> None:
-    """Say what to do about arguments that do not exist here."""
-    for argument in unexpected:
-        if argument == "proj_size":
-            if unexpected[argument] == 0:
-                continue
-            raise ValueError(f"proj_size is not offered by {name}; put an nn.Linear behind it")
-        if argument in ("zoneout_cell", "zoneout_hidden"):
-            raise TypeError(f"{name} has one state, so one rate: zoneout=..., not {argument}")
-        if argument == "zoneout":
-            raise TypeError(f"{name} has two states: zoneout_cell=... and zoneout_hidden=..., not zoneout")
-        raise TypeError(f"{name} has no argument {argument!r}")
