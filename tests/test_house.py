@@ -81,6 +81,14 @@ def test_the_readme_lists_the_papers_and_their_verdicts() -> None:
         assert f"[{slug}]: docs/papers/{slug}.md" in (ROOT / "README.md").read_text()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("bench_*.py")), ids=lambda path: path.stem)
+def test_benchmarks_load_and_what_they_compare_agrees(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(path.parent))
+    bench = importlib.import_module(path.stem)
+    if hasattr(bench, "check_agreement"):
+        bench.check_agreement()
+
+
 def between(file: str, marker: str) -> str:
     """What stands in a file between a marker and the next end."""
     return (ROOT / file).read_text().split(marker)[1].split("<!-- end -->")[0].strip()
