@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mechanisms.lab import data
-from mechanisms.lab.data import _places
+from mechanisms.lab.data import _places, handwriting
 from mechanisms.lab.data.text import Corpus
 from mechanisms.lab.paper import NotHere
 from tests.lab.corpora import WORDS, write_binarised_mnist, write_mnist, write_penn_treebank, write_text8
@@ -176,7 +176,9 @@ def test_bad_mnists_are_one_clear_line(tmp_path: Path) -> None:
         data.mnist(tmp_path, num_validation=20)
 
 
-def test_binarised_mnist_says_what_its_files_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [100, 2**23])
+def test_binarised_mnist_says_what_its_files_say(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handwriting, "BLOCK", block)
     folder = write_binarised_mnist(tmp_path)
     read = data.binarised_mnist(folder)
     assert read.train.dtype == np.uint8
@@ -190,7 +192,7 @@ def test_binarised_mnist_says_what_its_files_say(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda text: text[:-10], "line 20 has 780"),
-        (lambda text: text.replace("1 0", "10", 1), "digits that touch"),
+        (lambda text: text.replace("1 0", "10", 1), "digits touch"),
         (lambda text: text.replace("1", "2", 1), "is b'2', expected 0, 1 and blanks only"),
         (lambda text: "\n", "it has none"),
         (lambda text: "", "it has none"),

@@ -17,6 +17,7 @@ PIXELS = SIDE * SIDE
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 AMAT = ("binarized_mnist_train.amat", "binarized_mnist_valid.amat", "binarized_mnist_test.amat")
 HUB = "ylecun/mnist"
+BLOCK = 2**23  # bytes of a text file that are looked at together
 GET = (
     "put the four files of MNIST (train-images-idx3-ubyte.gz and so on, as torchvision's MNIST(download=True) fetches "
     f"them) into a folder mnist and set MECHANISMS_DATA to its parent; or read it from the Hugging Face hub, {HUB}"
@@ -123,17 +124,28 @@ def _checked(source: str, x: np.ndarray, y: np.ndarray) -> Split:
 
 def _read_amat(path: Path) -> np.ndarray:
     """Lines of 784 digits 0 or 1 with blanks between them, without making a Python object of any."""
-    content = np.fromfile(path, np.uint8)
-    digits = (content == ord("0")) | (content == ord("1"))
-    if (strange := ~digits & ~np.isin(content, np.frombuffer(b" \t\r\n", np.uint8))).any():
-        place = int(strange.argmax())
-        raise ValueError(f"{path}: byte {place:,} is {bytes([content[place]])!r}, expected 0, 1 and blanks only")
-    ends = np.flatnonzero(content == ord("\n"))
-    counted = np.cumsum(digits, dtype=np.int64)
-    total = int(counted[-1]) if len(counted) else 0
-    per_line = np.diff(np.concatenate([[0], counted[ends], [total]]))
-    wrong = np.flatnonzero((per_line != PIXELS) & (per_line != 0))
-    if total == 0 or len(wrong) or (digits[1:] & digits[:-1]).any():
-        found = f"line {wrong[0] + 1} has {per_line[wrong[0]]}" if len(wrong) else "it has none, or digits that touch"
-        raise ValueError(f"{path}: every line must be {PIXELS} pixels with blanks between them, {found}")
-    return (content[digits] - ord("0")).reshape(-1, SIDE, SIDE)
+    kinds = np.full(256, 3, np.uint8)
+    for kind, symbols in enumerate((b" \t\r", b"01", b"\n")):
+        kinds[np.frombuffer(symbols, np.uint8)] = kind
+    images: list[np.ndarray] = []
+    bytes_before = lines_before = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            content = np.frombuffer(block + file.readline(), np.uint8)  # whole lines
+            kind = kinds[content]
+            if kind.max(initial=0) == 3:
+                place = int((kind == 3).argmax())
+                shown = bytes([content[place]])
+                raise ValueError(f"{path}: byte {bytes_before + place:,} is {shown!r}, expected 0, 1 and blanks only")
+            digits, ends = kind == 1, np.flatnonzero(kind == 2)
+            counted = np.cumsum(digits, dtype=np.int32)
+            per_line = np.diff(np.concatenate([[0], counted[ends], counted[-1:]]))
+            wrong = np.flatnonzero((per_line != PIXELS) & (per_line != 0))
+            if len(wrong) or (digits[1:] & digits[:-1]).any():
+                found = f"line {lines_before + wrong[0] + 1} has {per_line[wrong[0]]}" if len(wrong) else "digits touch"
+                raise ValueError(f"{path}: every line must be {PIXELS} pixels with blanks between them, {found}")
+            images.append((content[digits] - ord("0")).reshape(-1, SIDE, SIDE))
+            bytes_before, lines_before = bytes_before + len(content), lines_before + len(ends)
+    if not any(map(len, images)):
+        raise ValueError(f"{path}: every line must be {PIXELS} pixels with blanks between them, it has none")
+    return np.concatenate(images)

@@ -143,7 +143,7 @@ def text8(path: str | Path | None = None, *, hub: str = "") -> Tokens:
         content, source = _bytes(Path(path).expanduser())
     else:
         content, source = _bytes(find_files("text8", "text8", path, [["text8", "text8.zip"]], GET_TEXT8)[0])
-    check_known(source, len(content), hashlib.md5(content, usedforsecurity=False).hexdigest())
+    check_known(source, len(content), hashlib.md5(content.data).hexdigest())
     places = np.full(256, 255, np.uint8)
     places[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(len(LETTERS), dtype=np.uint8)
     tokens = places[content]
@@ -188,7 +188,7 @@ def _tokens(parts: list[np.ndarray], vocabulary: tuple[str, ...]) -> Tokens:
     # Arrays are hashed as they are: copies of 100 MB would double what text8 needs.
     digest = hashlib.sha256(fingerprint(symbol.encode() for symbol in vocabulary).encode())
     for part in parts:
-        digest.update(np.ascontiguousarray(part))
+        digest.update(np.ascontiguousarray(part).data)
         digest.update(b"|")
     train, validation, test = parts
     return Tokens(train, validation, test, vocabulary, digest.hexdigest())
