@@ -58,14 +58,12 @@ def write_binarised_mnist(folder: Path, *, counts: tuple[int, int, int] = (60, 2
     return folder
 
 
-def write_sphere(
-    path: Path, samples: np.ndarray, *, rate: int = 16_000, big_endian: bool = False, **fields: str
-) -> Path:
+def write_sphere(path: Path, samples: np.ndarray, *, big_endian: bool = False, **fields: str) -> Path:
     """A NIST SPHERE file: a header of 1,024 bytes of text, then the samples."""
     said = {
         "channel_count": "-i 1",
         "sample_count": f"-i {len(samples)}",
-        "sample_rate": f"-i {rate}",
+        "sample_rate": "-i 16000",
         "sample_n_bytes": "-i 2",
         "sample_byte_format": "-s2 10" if big_endian else "-s2 01",
         **fields,
@@ -106,4 +104,16 @@ def write_blizzard(folder: Path, *, files: int = 6, seconds: float = 4.2, seed: 
         time = np.arange(round(16_000 * seconds))
         tone = 4_000 * np.sin(time * generator.uniform(0.05, 0.3)) + generator.normal(0, 200, len(time))
         write_wave(folder / f"book{number % 2}" / f"chapter{number}.wav", np.rint(tone))
+    return folder
+
+
+def write_imdb(folder: Path, *, reviews: int = 12, seed: int = 0) -> Path:
+    """The folder aclImdb: one file for each review, with the markup that real ones have."""
+    generator = np.random.default_rng(seed)
+    for part in ("train/pos", "train/neg", "train/unsup", "test/pos", "test/neg"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for number in range(reviews):
+            sentences = (" ".join(generator.choice(WORDS[3:], generator.integers(2, 22))) for _ in range(6))
+            text = "".join(f"{sentence.capitalize()}.<br /><br />" for sentence in sentences)
+            (folder / part / f"{number}_7.txt").write_text(text)
     return folder

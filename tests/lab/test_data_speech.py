@@ -119,13 +119,11 @@ def test_timit_is_split_by_folder_and_by_speaker(tmp_path: Path, layout: str) ->
     assert abs(float(x[mask].mean())) < 1e-4
     assert abs(float(x[mask].std()) - 1) < 1e-4
     assert splits.test.mean == splits.train.mean
-    again = data.timit(folder, validation=0.25, seed=1)
-    assert {one.path for one in again.train.signals} != {one.path for one in splits.train.signals} or again.train.mean
+    held = {str(data.timit(folder, validation=0.25, seed=seed).validation.signals[0]) for seed in range(8)}
+    assert len(held) > 1  # the seed decides
 
 
-def test_blizzard_is_split_by_position_and_its_moments_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blizzard_is_split_by_position_and_its_moments_are_kept(tmp_path: Path, monkeypatch) -> None:
     folder = write_blizzard(tmp_path / "blizzard")
     splits = data.blizzard(folder)
     assert [len(part) for part in vars(splits).values()] == [43, 3, 2]  # 8 half seconds in each of 6 files
@@ -164,7 +162,7 @@ def test_bad_speech_is_one_clear_line(tmp_path: Path) -> None:
     write_wave(folder / "other.wav", SAMPLES, rate=44_100)
     with pytest.raises(ValueError, match=re.escape("44,100 samples a second, expected 16,000")):
         data.blizzard(folder)
-    write_wave(folder / "other.wav", np.zeros(100_000))
+    write_wave(folder / "other.wav", np.zeros(300_000))
     (folder / "book0" / "chapter0.wav").unlink()
     with pytest.raises(ValueError, match="silence"):
         data.blizzard(folder)

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.language import penn_treebank as penn_treebank
     from mechanisms.lab.data.language import text8 as text8
     from mechanisms.lab.data.portraits import celeba as celeba
+    from mechanisms.lab.data.reviews import Sentences as Sentences
+    from mechanisms.lab.data.reviews import imdb as imdb
+    from mechanisms.lab.data.reviews import split_sentences as split_sentences
     from mechanisms.lab.data.speech import FrameBatch as FrameBatch
     from mechanisms.lab.data.speech import Frames as Frames
     from mechanisms.lab.data.speech import FrameSplits as FrameSplits
@@ -75,6 +78,7 @@ _HOMES = {
     "Frames": "speech",
     "RECIPES": "images",
     "Recording": "audio",
+    "Sentences": "reviews",
     "Split": "splits",
     "Splits": "splits",
     "TableError": ".table_files",
@@ -100,6 +104,7 @@ _HOMES = {
     "gaussian_blobs": "generated",
     "hub_dataset": "files",
     "image_folder": "folders",
+    "imdb": "reviews",
     "manual_text": "text",
     "mnist": "handwriting",
     "moments": "speech",
@@ -111,6 +116,7 @@ _HOMES = {
     "read_image": "folders",
     "read_images": "folders",
     "read_table": ".table_files",
+    "split_sentences": "reviews",
     "text8": "language",
     "timit": "speech",
     "two_moons": "generated",
