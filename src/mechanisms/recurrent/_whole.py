@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from mechanisms.recurrent._driver import transformed
+from mechanisms.recurrent._driver import functional
 from mechanisms.recurrent.cells import GRUCell, GRUState, LSTMCell, LSTMState, RNNCell, RNNState, _Plain
 from mechanisms.recurrent.states import State
 
@@ -72,7 +72,7 @@ def run_whole(
     assert isinstance(data, Tensor)
     if data.dtype != weight.dtype or data.device != weight.device or data.dim() != (3 if packed is None else 2):
         return None
-    if data.shape[-1] != first.input_size or not data.shape[0] or not data.shape[-2] or transformed():
+    if data.shape[-1] != first.input_size or not data.shape[0] or not data.shape[-2] or functional():
         return None
     if torch.is_autocast_enabled(weight.device.type):
         return None

