@@ -130,6 +130,11 @@ def run_loop(
         t = start
         for part, part_noise, size in zip(split(inputs, sizes), split(noise, sizes), sizes, strict=True):
             projected = unbind(project(cell, part, part_noise), size)
+            if bare:  # what is asked for is looked at once, not at each step
+                for projection, own in zip(projected, unbind(part_noise, size), strict=True):
+                    output, state = step(projection, state, own)
+                    trace.outputs.append(output)
+                continue
             for projection, own in zip(projected, unbind(part_noise, size), strict=True):
                 if t in events:
                     state = plan.before(cell, state, t)
@@ -153,6 +158,7 @@ def run_loop(
         return trace, state
 
     events = plan.events
+    bare = not (events or need_info or keep_states or lengths is not None)
     run = torch.compile(body) if compile == "scan" else body
     if segment is None:
         trace, state = run(inputs, state, noise, 0, steps)

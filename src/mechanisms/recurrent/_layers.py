@@ -118,7 +118,7 @@ class Layout:
         like = self.packed
         assert like is not None
         assert self.lengths is not None
-        lengths = torch.tensor(self.lengths)
+        lengths = torch.tensor(self.lengths, device="cpu")  # as packing asks, whatever the default device
         if like.sorted_indices is not None:
             leaf = leaf.index_select(1, like.sorted_indices)
             lengths = lengths[like.sorted_indices.cpu()]

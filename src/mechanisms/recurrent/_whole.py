@@ -78,7 +78,7 @@ def run_whole(
         return None
     rows = data.shape[1] if packed is None else int(packed.batch_sizes[0])
     if lengths is not None and min(lengths) < data.shape[0]:
-        packed = pack_padded_sequence(data, torch.tensor(lengths), enforce_sorted=False)
+        packed = pack_padded_sequence(data, torch.tensor(lengths, device="cpu"), enforce_sorted=False)
         data = packed.data
     shape = (len(cells), rows, first.hidden_size)
     start = _start(state, cells, leaves, shape, data)

@@ -13,7 +13,7 @@ from mechanisms.recurrent._layers import Layout, cells_of, in_torch_layout, make
 from mechanisms.recurrent._trees import Tree, first_tensor, joined, shapes, tree_map
 from mechanisms.recurrent._whole import plain_cells, run_whole
 from mechanisms.recurrent.protocol import Cell, Device
-from mechanisms.recurrent.scan import scan
+from mechanisms.recurrent.scan import boundaries, check_options, scan
 from mechanisms.recurrent.states import State, from_torch_state, to_torch_state
 
 
@@ -37,7 +37,7 @@ class Recurrent(nn.Module):
     The parameters of `nn.LSTM` come in with `Recurrent.from_torch`, and go back with `to_torch`.
 
     Raises:
-        ValueError: sizes do not fit, or one cell is given for several layers.
+        ValueError: sizes or options do not fit, or one cell is given for several layers.
 
     >>> from mechanisms.recurrent.cells import LSTMCell
     >>> network = Recurrent(lambda size: LSTMCell(size, 8), 3, num_layers=2)
@@ -68,6 +68,8 @@ class Recurrent(nn.Module):
         check_number(num_layers, "num_layers", at_least=1)
         self.dropout = check_number(dropout, "dropout", at_least=0, at_most=1)
         self.input_size, self.bidirectional, self.batch_first = input_size, bidirectional, batch_first
+        check_options(backend, compile, checkpoint=checkpoint)
+        boundaries(truncate, steps=1)
         cells, self.num_layers = make_cells(make_cell, input_size, num_layers, 2 if bidirectional else 1)
         self.cells = nn.ModuleList(cells)
         self.output_size = sum(cell.output_size for cell in cells[-(2 if bidirectional else 1) :])
@@ -139,7 +141,7 @@ class Recurrent(nn.Module):
         self, input: Any, layout: Layout, state: Any, generator: torch.Generator | None
     ) -> tuple[Any, Any] | None:
         """All layers in one call of torch, where they are plain and nothing is asked that it does not know."""
-        if self.truncate or self.checkpoint or self.compile_ or self.backend == "eager":
+        if self.truncate is not None or self.checkpoint or self.compile_ or self.backend == "eager":
             return None
         dropped = self.dropout > 0 and self.training and self.num_layers > 1
         cells = plain_cells(self.cells)
