@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
 SLOPE, BOUND, LIMIT = 1 / 3, 3.0, 8.0  # of the hidden layer's activation, and of means and log-variances
 
 
@@ -57,16 +59,17 @@ class _Run(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         size, product = h.shape[-1], _product(h)
         outputs = h.new_empty(*hoisted.shape[:-1], size)
-        cells, gates = torch.empty_like(outputs), h.new_empty(*hoisted.shape[:-1], 4 * size)
+        cells, squashed = torch.empty_like(outputs), torch.empty_like(outputs)
+        gates = h.new_empty(*hoisted.shape[:-1], 4 * size)
         z = statistics = layer = None
         if noise is not None:
             width, latent = w_two.shape[-2:]
             z = h.new_empty(noise.shape)
             statistics, layer = h.new_empty(*noise.shape[:-1], latent), h.new_empty(*noise.shape[:-1], width)
             b_two = b_two.unsqueeze(-2)
-        wanted = (hoisted, outputs, cells, gates, noise, z, statistics, layer)
-        steps = zip(*_by_step(wanted, hoisted), strict=True)
-        for projected, own_h, own_c, own_gates, own_noise, own_z, mean_logvar, hidden in steps:
+        wanted = (hoisted, outputs, cells, squashed, gates, noise, z, statistics, layer)
+        for step in zip(*_by_step(wanted, hoisted), strict=True):
+            projected, own_h, own_c, own_squashed, own_gates, own_noise, own_z, mean_logvar, hidden = step
             u = product(projected, h, w_h)
             if own_noise is not None:
                 first = u[..., 4 * size :]
@@ -79,9 +82,9 @@ class _Run(torch.autograd.Function):
             torch.sigmoid(u, out=own_gates)
             torch.tanh(u[..., 2 * size : 3 * size], out=g)
             torch.mul(f, c, out=own_c).addcmul_(i, g)
-            torch.mul(o, torch.tanh(own_c), out=own_h)
+            torch.mul(o, torch.tanh(own_c, out=own_squashed), out=own_h)
             h, c = own_h, own_c
-        return outputs, cells, z, statistics, gates, layer
+        return outputs, cells, z, statistics, gates, layer, squashed
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -91,21 +94,22 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(h, c, w_h, w_two, w_z, *output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_outputs: Any, d_cells: Any, d_z: Any, d_statistics: Any, *_: Any) -> tuple[Any, ...]:
-        h, c, w_h, w_two, w_z, outputs, cells, z, statistics, gates, layer = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> Any:
+        # Not once_differentiable: where the loss is linear in the output, that lets create_graph=True pass unnoticed.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the sequence in one call has no gradients of gradients (create_graph=True): step singly, with "
+                "backend='eager' or scan(..., twice_differentiable=True)"
+            )
+        d_outputs, d_cells, d_z, d_statistics = grads[:4]
+        h, c, w_h, w_two, w_z, outputs, cells, z, statistics, gates, layer, squashed = ctx.saved_tensors
         size = h.shape[-1]
-        i, f, g, o = gates.chunk(4, -1)
         before_h, before_c = _before(h, outputs), _before(c, cells)
-        # What a gradient of c (of h, for the output gate) is multiplied by to be one of u.
-        tanh_c = torch.tanh(cells)
-        through = torch.cat([g * (i - i * i), before_c * (f - f * f), torch.addcmul(i, i * g, g, value=-1)], -1)
-        through_o, through_c = tanh_c * (o - o * o), torch.addcmul(o, o * tanh_c, tanh_c, value=-1)
         width = 0 if layer is None else layer.shape[-1]
         d_u = gates.new_empty(*gates.shape[:-1], 4 * size + width)
-        gate_views = d_u[..., : 4 * size].unflatten(-1, (4, size))
-        kinds: list[Any] = [d_outputs, d_cells, through.unflatten(-1, (3, size)), through_o, through_c, f, gate_views]
-        d_statistics_u = None
+        kinds: list[Any] = [d_outputs, d_cells, gates, squashed, before_c, d_u, d_z]
+        own = spread = slope = d_second = None
+        back: list[Any] = [None if weight is None else weight.mT for weight in (w_h, w_two, w_z)]
         if layer is not None:
             mean, _ = statistics.chunk(2, -1)
             free = (statistics.abs() < LIMIT).to(statistics.dtype)
@@ -113,40 +117,37 @@ class _Run(torch.autograd.Function):
             spread = torch.cat([torch.ones_like(mean), 0.5 * (z - mean)], -1) * free
             own = torch.zeros_like(statistics) if d_statistics is None else d_statistics * free
             slope = ((layer > 0).to(layer.dtype) * (1 - SLOPE)).add_(SLOPE) * (layer.abs() < BOUND)
-            d_statistics_u = torch.empty_like(statistics)
+            d_second = torch.empty_like(statistics)
             pairs = (2, mean.shape[-1])
-            kinds += [d_z, spread.unflatten(-1, pairs), own.unflatten(-1, pairs), slope, d_u]
-            kinds += [d_statistics_u, d_statistics_u.unflatten(-1, pairs)]
-            back_two, back_z = w_two.mT, w_z.mT
-        else:
-            kinds += [None] * 4 + [d_u] + [None] * 2
-        back_h = w_h.mT
-        d_h = d_c = None
-        steps = list(zip(*_by_step(kinds, gates), strict=True))
-        for (
-            own_h, own_c, by_c, by_h, h_to_c, forget, d_gates,
-            own_z, by_z, own_statistics, by_layer, whole, d_second, d_second_pairs,
-        ) in reversed(steps):  # fmt: skip
-            d_h = own_h if d_h is None else d_h if own_h is None else d_h + own_h
+            own, spread = own.unflatten(-1, pairs), spread.unflatten(-1, pairs)
+        kinds += [own, spread, slope, d_second, None if d_second is None else d_second.unflatten(-1, (2, -1))]
+        d_h, d_c = torch.zeros_like(h), torch.zeros_like(c)
+        for step in reversed(list(zip(*_by_step(kinds, gates), strict=True))):
+            own_h, own_c, own_gates, tanh_c, c_before, d_own, own_z, *of_latent = step
+            if own_h is not None:
+                d_h = d_h + own_h
             if own_c is not None:
-                d_c = own_c if d_c is None else d_c + own_c
-            if d_h is None:
-                d_h = torch.zeros_like(forget)
-            d_c = d_h * h_to_c if d_c is None else torch.addcmul(d_c, d_h, h_to_c)
-            torch.mul(d_c.unsqueeze(-2), by_c, out=d_gates[..., :3, :])
-            torch.mul(d_h, by_h, out=d_gates[..., 3, :])
-            d_c = d_c * forget
+                d_c = d_c + own_c
+            i, f, g, o = own_gates.chunk(4, -1)
+            d_c = d_c + tanh_backward(d_h * o, tanh_c)
+            d_i, d_f, d_g, d_o = d_own[..., : 4 * size].chunk(4, -1)
+            sigmoid_backward(d_c * g, i, grad_input=d_i)
+            sigmoid_backward(d_c * c_before, f, grad_input=d_f)
+            tanh_backward(d_c * i, g, grad_input=d_g)
+            sigmoid_backward(d_h * tanh_c, o, grad_input=d_o)
+            d_c = d_c * f
             if layer is not None:
-                d_latent = torch.matmul(whole[..., : 4 * size], back_z)
+                own_statistics, by_z, by_layer, d_two, d_two_pairs = of_latent
+                d_latent = torch.matmul(d_own[..., : 4 * size], back[2])
                 if own_z is not None:
                     d_latent = d_latent + own_z
-                torch.addcmul(own_statistics, d_latent.unsqueeze(-2), by_z, out=d_second_pairs)
-                torch.mul(torch.matmul(d_second, back_two), by_layer, out=whole[..., 4 * size :])
-            d_h = torch.matmul(whole, back_h)
+                torch.addcmul(own_statistics, d_latent.unsqueeze(-2), by_z, out=d_two_pairs)
+                torch.mul(torch.matmul(d_two, back[1]), by_layer, out=d_own[..., 4 * size :])
+            d_h = torch.matmul(d_own, back[0])
         d_w_h = _over_time(before_h, d_u)
-        if layer is None:
+        if layer is None or d_second is None:
             return d_u, d_h, d_c, d_w_h, None, None, None, None
-        d_w_two, d_b_two = _over_time(layer, d_statistics_u), d_statistics_u.sum((-3, -2))
+        d_w_two, d_b_two = _over_time(layer, d_second), d_second.sum((-3, -2))
         return d_u, d_h, d_c, d_w_h, None, d_w_two, d_b_two, _over_time(z, d_u[..., : 4 * size])
 
     @staticmethod

@@ -103,7 +103,7 @@ class StochasticCell(Cell):
         self.twice_differentiable = cell.twice_differentiable
         base = cell.cell if type(cell) is Zoneout else cell
         if isinstance(base, ConditionalNormLSTMCell):
-            self.kind, embedding, own = "condition", base.input_size[0], base.input_size[1]
+            self.kind, embedding, own = "condition", base.weight_ih.shape[1], base.condition.first.in_features
             if own != self.latent_size:
                 raise ValueError(f"the cell takes a condition of size {own}; latent_size is {self.latent_size}")
         elif not isinstance(cell.input_size, int):

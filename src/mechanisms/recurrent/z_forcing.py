@@ -26,6 +26,7 @@ from mechanisms.recurrent import _sequence_doors as doors
 from mechanisms.recurrent._driver import transformed
 from mechanisms.recurrent._perceptron import Perceptron
 from mechanisms.recurrent._stochastic_kernel import lstm
+from mechanisms.recurrent._z_forcing_generation import decode_between, generate
 from mechanisms.recurrent.cells import LSTMCell
 from mechanisms.recurrent.conditional_norm import ConditionalNormLSTMCell
 from mechanisms.recurrent.densities import Likelihood, gaussian_kl, gaussian_nll
@@ -62,32 +63,6 @@ class ZForcingOutput(NamedTuple):
     z: Tensor
     prediction: Tensor
     steps: Tensor
-
-
-class LinearSchedule:
-    """A weight that moves from `start` to `end` over so many updates and stays there.
-
-    Args:
-        start, end: the weight at update 0, and from update `steps` on.
-        steps: how many updates it takes.
-
-    Raises:
-        ValueError: `steps` is negative, or a weight is not finite.
-
-    >>> kl_weight = LinearSchedule(0.2, 1.0, steps=16_000)
-    >>> kl_weight(0), kl_weight(4_000), kl_weight(20_000)
-    (0.2, 0.4, 1.0)
-    """
-
-    def __init__(self, start: float | int, end: float | int, steps: int) -> None:
-        self.start, self.end = check_number(start, "start"), check_number(end, "end")
-        self.steps = int(check_number(steps, "steps", at_least=0))
-
-    def __call__(self, step: int) -> float:
-        """The weight at an update, counted from 0."""
-        if step >= self.steps:
-            return self.end
-        return self.start + (self.end - self.start) * max(step, 0) / self.steps
 
 
 class ZForcing(nn.Module):
@@ -217,9 +192,11 @@ class ZForcing(nn.Module):
         auxiliary_nll = torch.zeros_like(nll)
         if self.reconstruction is not None:
             auxiliary_nll = self._reconstruct(self.reconstruction, found, b)
-        costs = [doors.total(cost, mask) for cost in (nll, kl, auxiliary_nll, backward_nll)]
-        steps = doors.steps(valid, x)
-        return ZForcingOutput(*costs, self._out(found.z), self._out(prediction), steps)
+        nll, kl, auxiliary_nll, backward_nll = (
+            doors.total(cost, mask) for cost in (nll, kl, auxiliary_nll, backward_nll)
+        )
+        z, prediction = self._out(found.z), self._out(prediction)
+        return ZForcingOutput(nll, kl, auxiliary_nll, backward_nll, z, prediction, doors.steps(valid, x))
 
     def loss(
         self,
@@ -261,7 +238,7 @@ class ZForcing(nn.Module):
                 if not bool(torch.isfinite(getattr(output, name)).all())
             ]
             raise FloatingPointError(
-                f"the loss is {float(loss)}: not finite in {', '.join(bad) or 'the sum'}; clip gradients, lower the "
+                f"the loss is {float(loss.detach())}: not finite in {', '.join(bad) or 'the sum'}; clip gradients, lower the "
                 "learning rate, or look at the data"
             )
         return loss
@@ -358,32 +335,7 @@ class ZForcing(nn.Module):
         Raises:
             ValueError: no steps, a negative temperature, an empty prefix.
         """
-        check_number(num_steps, "num_steps", at_least=1)
-        check_number(temperature, "temperature", at_least=0)
-        state = None
-        if prefix is not None:
-            given = doors.time_first(prefix, self.batch_first)
-            doors.check_sequence(given, "prefix", None if self.tokens else self.input_size, self.input_size)
-            current, batch_size = given[-1], given.shape[1]
-            if given.shape[0] > 1:
-                noise = self._noise(given[1:], None, generator)
-                noise = noise._replace(own=temperature * noise.own)
-                state = self._infer(given[:-1], given[1:], None, noise)[2]
-        else:
-            current = self._start(int(check_number(batch_size, "batch_size", at_least=1)))
-        cell = self.cell
-        if state is None:
-            state = cell.initial_state(batch_size, device=current.device)
-        drawn = cell.noise(num_steps, batch_size, generator=generator, device=current.device)
-        elements = []
-        for t in range(num_steps):
-            own = Noise(temperature * drawn.own[t], doors.at(drawn.inner, t))
-            output, state = cell.step(cell.project((self.embedding(current),), own), state, own)
-            parameters = doors.full(self.output(output.h))
-            current = self.likelihood.sample(parameters, temperature=temperature, generator=generator)
-            current = current if self.tokens else current.to(drawn.own.dtype)
-            elements.append(current)
-        return self._out(torch.stack(elements))
+        return self._out(generate(self, num_steps, batch_size, prefix, temperature, generator))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, steps: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -398,30 +350,7 @@ class ZForcing(nn.Module):
         Raises:
             ValueError: fewer than two steps, or sequences of different shapes.
         """
-        check_number(steps, "steps", at_least=2)
-        if a.shape != b.shape or a.dim() != (1 if self.tokens else 2) or a.shape[0] < 2:
-            raise ValueError(
-                f"a has shape {tuple(a.shape)}, b {tuple(b.shape)}; two sequences of one shape are expected, without a "
-                "batch and at least two elements long"
-            )
-        pair = torch.stack([a, b], 1)
-        doors.check_sequence(pair, "a and b", None if self.tokens else self.input_size, self.input_size)
-        zeros = pair.new_zeros(len(a) - 1, 2, self.latent_size, dtype=self.output.weight.dtype)
-        found, _, _ = self._infer(pair[:-1], pair[1:], None, self._noise(pair[1:], zeros, generator))
-        first, last = found.posterior.chunk(2, -1)[0].unbind(1)
-        weights = torch.linspace(0, 1, int(steps), device=first.device, dtype=first.dtype).unsqueeze(1)
-        latents = torch.lerp(first.unsqueeze(1), last.unsqueeze(1), weights)
-        current = torch.where(weights[:, 0] < 0.5, a[0], b[0]) if self.tokens else torch.lerp(a[0], b[0], weights)
-        cell, elements = self.cell, []
-        state = cell.initial_state(int(steps), device=current.device)
-        for z in latents:
-            output, state = cell.advance(cell.project((self.embedding(current),)), z, state)
-            parameters = doors.full(self.output(doors.main(output)))
-            temperature = 0 if generator is None else 1
-            current = self.likelihood.sample(parameters, temperature=temperature, generator=generator)
-            current = current if self.tokens else current.to(first.dtype)
-            elements.append(current)
-        return torch.stack(elements, 1)
+        return decode_between(self, a, b, steps, generator)
 
     # --- what the methods share ---------------------------------------------------------------------------------------
 
@@ -482,14 +411,6 @@ class ZForcing(nn.Module):
             return (target - torch.tanh(outputs)).square().sum(-1)
         mean, logvar = outputs.chunk(2, -1)
         return gaussian_nll(target, torch.tanh(mean), logvar)
-
-    def _start(self, rows: int) -> Tensor:
-        """The first input where nothing went before."""
-        like = self.output.weight
-        if not self.tokens:
-            return like.new_zeros(rows, self.input_size)
-        first = self.input_size - 1 if self.input_size > self.likelihood.size else 0
-        return torch.full((rows,), first, dtype=torch.int64, device=like.device)
 
     def _out(self, sequence: Tensor) -> Tensor:
         return doors.time_first(sequence, self.batch_first)
