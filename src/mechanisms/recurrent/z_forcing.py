@@ -238,8 +238,8 @@ class ZForcing(nn.Module):
                 if not bool(torch.isfinite(getattr(output, name)).all())
             ]
             raise FloatingPointError(
-                f"the loss is {float(loss.detach())}: not finite in {', '.join(bad) or 'the sum'}; clip gradients, lower "
-                "the learning rate, or look at the data"
+                f"the loss is {float(loss.detach())}: not finite in {', '.join(bad) or 'the sum'}; clip gradients, "
+                "lower the learning rate, or look at the data"
             )
         return loss
 
