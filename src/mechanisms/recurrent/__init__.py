@@ -26,11 +26,16 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.cells import from_torch as from_torch
     from mechanisms.recurrent.checks import CellContractError as CellContractError
     from mechanisms.recurrent.checks import check_cell as check_cell
+    from mechanisms.recurrent.conditional_norm import ConditionalNormLSTMCell as ConditionalNormLSTMCell
+    from mechanisms.recurrent.densities import Likelihood as Likelihood
+    from mechanisms.recurrent.densities import gaussian_kl as gaussian_kl
+    from mechanisms.recurrent.densities import gaussian_nll as gaussian_nll
     from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
+    from mechanisms.recurrent.schedules import LinearSchedule as LinearSchedule
     from mechanisms.recurrent.states import detach as detach
     from mechanisms.recurrent.states import expand as expand
     from mechanisms.recurrent.states import freeze as freeze
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.states import state_from_dict as state_from_dict
     from mechanisms.recurrent.states import state_to_dict as state_to_dict
     from mechanisms.recurrent.states import to_torch_state as to_torch_state
+    from mechanisms.recurrent.stochastic import StochasticCell as StochasticCell
+    from mechanisms.recurrent.stochastic import StochasticOutput as StochasticOutput
     from mechanisms.recurrent.tasks import RecallScores as RecallScores
     from mechanisms.recurrent.tasks import adding_task as adding_task
     from mechanisms.recurrent.tasks import copying_task as copying_task
@@ -47,6 +54,8 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.tasks import pixel_permutation as pixel_permutation
     from mechanisms.recurrent.tasks import recall_scores as recall_scores
     from mechanisms.recurrent.tasks import sequential_images as sequential_images
+    from mechanisms.recurrent.z_forcing import ZForcing as ZForcing
+    from mechanisms.recurrent.z_forcing import ZForcingOutput as ZForcingOutput
     from mechanisms.recurrent.zoneout import StaticState as StaticState
     from mechanisms.recurrent.zoneout import Zoneout as Zoneout
     from mechanisms.recurrent.zoneout_baselines import RecurrentDropoutLSTMCell as RecurrentDropoutLSTMCell
@@ -65,10 +74,13 @@ _HOMES: dict[str, str] = {
     "BatchStatistics": "batch_norm",
     "Cell": "protocol",
     "CellContractError": "checks",
+    "ConditionalNormLSTMCell": "conditional_norm",
     "GRUCell": "cells",
     "GRUState": "cells",
     "LSTMCell": "cells",
     "LSTMState": "cells",
+    "Likelihood": "densities",
+    "LinearSchedule": "schedules",
     "ModReLU": "cells",
     "Noise": "protocol",
     "RNNCell": "cells",
@@ -78,6 +90,10 @@ _HOMES: dict[str, str] = {
     "RecurrentDropoutLSTMCell": "zoneout_baselines",
     "ScanResult": "scan",
     "StaticState": "zoneout",
+    "StochasticCell": "stochastic",
+    "StochasticOutput": "stochastic",
+    "ZForcing": "z_forcing",
+    "ZForcingOutput": "z_forcing",
     "Zoneout": "zoneout",
     "ZoneoutGRU": "zoneout_layers",
     "ZoneoutGRUCell": "zoneout_layers",
@@ -94,6 +110,8 @@ _HOMES: dict[str, str] = {
     "freeze": "states",
     "from_torch": "cells",
     "from_torch_state": "states",
+    "gaussian_kl": "densities",
+    "gaussian_nll": "densities",
     "gradient_flow": "analysis",
     "norm_stabilizer": "zoneout_baselines",
     "pack_state": "agents",
