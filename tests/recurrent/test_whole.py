@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
 from mechanisms.recurrent import GRUCell, LSTMCell, Recurrent, RNNCell
 from mechanisms.recurrent._whole import plain_cells
@@ -106,3 +107,24 @@ def test_seeds_in_one_batch_and_other_types_go_through_scan() -> None:
         torch.testing.assert_close(found[place], one, rtol=0, atol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert network(x)[0].dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "asked"), [(nn.LSTM, 20, False), (nn.GRU, 20, False), (nn.RNN, 20, True), (nn.LSTM, 4, True)]
+)
+def test_long_uneven_batches_go_where_they_are_faster(kind: Any, steps: int, asked: bool, monkeypatch: Any) -> None:
+    theirs = kind(D, H).double()
+    network = Recurrent.from_torch(theirs)
+    packed = pack_sequence([torch.randn(n, D).double() for n in (steps, steps - 1, 2)])
+    calls: list[bool] = []
+    for name in ("lstm", "gru", "rnn_tanh"):
+        real = getattr(torch, name)
+
+        def note(*given: Any, real: Any = real) -> Any:
+            calls.append(isinstance(given[1], Tensor) and given[1].dim() == 1)  # sizes of batches come second
+            return real(*given)
+
+        monkeypatch.setattr(torch, name, note)
+    found = network(packed)[0]
+    assert any(calls) == asked
+    torch.testing.assert_close(found.data, theirs(packed)[0].data, rtol=0, atol=1e-12)
