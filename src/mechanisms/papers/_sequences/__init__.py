@@ -1,0 +1,1 @@
+"""What the recipes of recurrent networks share."""
