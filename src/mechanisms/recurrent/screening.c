@@ -51,6 +51,7 @@ static void screening_row(const struct Screening *s, int64_t t, int64_t b) {
     REAL *state = s->states + (t * B + b) * H;
     if (t >= length(&a->cell, b)) {
         memset(state, 0, (size_t)H * sizeof(REAL));
+        memset(a->values + (b * a->room + newest) * H, 0, (size_t)H * sizeof(REAL));
         return;
     }
     screen(s, t, b);
