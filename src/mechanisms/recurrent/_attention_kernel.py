@@ -68,9 +68,7 @@ class Known(NamedTuple):
     rebuild: Callable[[Tensor, Tensor | None], State]
 
 
-def known_cell(
-    cell: Cell, state: State, noise: Any, steps: int, lengths: list[int] | None = None
-) -> Known | None:
+def known_cell(cell: Cell, state: State, noise: Any, steps: int, lengths: list[int] | None = None) -> Known | None:
     """The cell inside a wrapper, if the kernels compute it: an LSTM, a GRU, a plain one, or Zoneout around these.
 
     >>> known_cell(GRUCell(3, 4), GRUCell(3, 4).initial_state(2), None, 5).inner.kind
@@ -185,7 +183,7 @@ class BackwardPass:
 
     Args:
         library: of the right type.
-        job: its sizes are set.
+        size: of keys.
         needed: whether gradients of x, `weight_ih`, `weight_hh` are wanted.
         x, weights, attended: as in the forward pass.
         threads: how many threads there will be.
@@ -194,7 +192,7 @@ class BackwardPass:
     def __init__(
         self,
         library: ctypes.CDLL,
-        job: AttentionJob,
+        size: int,
         needed: tuple[bool, bool, bool],
         x: Tensor,
         weights: Weights,
@@ -205,22 +203,25 @@ class BackwardPass:
         self.sums = GateGradients(needed, x, weights.ih, weights.hh)
         self.chunk = self.sums.chunk()
         self.d_gates = x.new_empty(self.chunk, batch, self.sums.slots * hidden)
-        self.d_queries = x.new_empty(self.chunk, batch, job.size)
+        self.d_queries = x.new_empty(self.chunk, batch, size)
         self.d_bias = x.new_zeros(threads, self.sums.slots, hidden)
         self.d_score = x.new_zeros(threads, attended.score.numel())
         self.d_query = torch.zeros_like(attended.query) if attended.query is not None else None
-        arrived = x.new_empty(batch, hidden)
-        back = pack_rows(library, weights.hh)
-        job.point(grad_queries=self.d_queries, arrived=arrived)
-        job.cell.point(back=back, grad_gates=self.d_gates)
-        self._alive: list[Any] = [arrived, back]
+        self.threads = threads
+        self._back = pack_rows(library, weights.hh)
+        self._pointers = {
+            "grad_queries": self.d_queries,
+            "arrived": x.new_empty(batch, hidden),
+            "score": attended.score.contiguous(),
+        }
         if attended.key is not None and attended.query is not None:
-            packed = pack_rows(library, attended.key), pack_rows(library, attended.query)
-            job.point(key_back=packed[0], query_back=packed[1])
-            self._alive.append(packed)
-        score = attended.score.contiguous()
-        job.point(score=score)
-        self._alive.append(score)
+            self._pointers["key_back"] = pack_rows(library, attended.key)
+            self._pointers["query_back"] = pack_rows(library, attended.query)
+
+    def give(self, job: AttentionJob) -> None:
+        """Point a job to what is here."""
+        job.point(**self._pointers)
+        job.cell.point(back=self._back, grad_gates=self.d_gates)
 
     def point(self, own: Any, part: int) -> None:
         """Sums of one thread."""
@@ -243,5 +244,3 @@ def space(x: Tensor, room: int) -> tuple[Tensor, Tensor]:
 def attention_threads(x: Tensor, hidden: int, entries: int, size: int) -> int:
     """Threads for a pass: products of the gates and keys, and a tanh (about ten multiplications) for each entry."""
     return threads_for(x.shape[0], x.shape[1], hidden * (x.shape[2] + hidden) + 10 * entries * size)
-
-

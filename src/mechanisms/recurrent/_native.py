@@ -73,9 +73,7 @@ class Packed(NamedTuple):
     panels: int
 
 
-def pack_gates(
-    library: ctypes.CDLL, ih: Tensor, hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
-) -> Packed:
+def pack_gates(library: ctypes.CDLL, ih: Tensor, hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None) -> Packed:
     """Pack parameters of torch's layout."""
     ih, hh = ih.contiguous(), hh.contiguous()
     hidden, inputs = hh.shape[1], ih.shape[1]

@@ -219,7 +219,8 @@ def _backward(
     grad_out = None if grad_out is None else grad_out.contiguous()
     hidden, size = s0.shape[1], attention.size
     threads = attention_threads(x, hidden, min(settings.window, attention.room) + job.places, size)
-    work = BackwardPass(library, attention, (needed[0], needed[3], needed[4]), x, weights, attended, threads)
+    work = BackwardPass(library, size, (needed[0], needed[3], needed[4]), x, weights, attended, threads)
+    work.give(attention)
     cell.point(saved=saved, c=c, fed=states, dh=ds, dc=dc if c0 is not None else None)
     attention.query_step = queries.shape[1] * size
     attention.point(values=values, keys=keys, queries=queries, weights=shares, offset=offset)
