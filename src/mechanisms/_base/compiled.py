@@ -36,9 +36,10 @@ _lock = threading.Lock()
 def load_kernel(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The library made of one C file: from this process, the user's cache, or the compiler, in this order.
 
-    The compiler is `$CC`, else `cc`, `gcc` or `clang`. The library's name is a hash of the source, its headers, the flags, the
-    processor and the compiler, so that a change of any of them builds anew. Only a cache that belongs to the user and
-    that nobody else can write to or replace is read; without one the kernel is built for this process alone.
+    The compiler is `$CC`, else `cc`, `gcc` or `clang`. The library's name is a hash of the source, its headers,
+    the flags, the processor and the compiler, so that a change of any of them builds anew. Only a cache that belongs to
+    the user and that nobody else can write to or replace is read; without one the kernel is built for this process
+    alone.
 
     Args:
         source: the C file; plain C, no headers but the standard ones and those beside it.

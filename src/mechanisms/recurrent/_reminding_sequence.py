@@ -15,7 +15,7 @@ def reminded_by_kernel(
     cell: Any, inputs: Tensor, state: Any, noise: Tree, checkpoint: int | bool | None = None
 ) -> tuple[Tensor, Any] | Any:
     """All steps of a `SparseAttentiveBacktracking` in the kernel, or `NotImplemented`."""
-    if state.ragged or not applies(SOURCE, state.values, state.keys):
+    if state.ragged or not len(inputs) or not applies(SOURCE, state.values, state.keys):
         return NotImplemented
     steps = len(inputs)
     known = known_cell(cell.cell, state.inner, noise, steps)
