@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.relevancy import RelevancyInfo as RelevancyInfo
     from mechanisms.recurrent.relevancy import RelevancyScreening as RelevancyScreening
     from mechanisms.recurrent.relevancy import RelevancyState as RelevancyState
+    from mechanisms.recurrent.relevancy_layers import RelLSTM as RelLSTM
+    from mechanisms.recurrent.relevancy_layers import RelRNN as RelRNN
+    from mechanisms.recurrent.rotations import cayley_init_ as cayley_init_
+    from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
     from mechanisms.recurrent.self_attentive import SelfAttentiveCell as SelfAttentiveCell
@@ -82,6 +86,8 @@ _HOMES: dict[str, str] = {
     "RecallScores": "tasks",
     "Recurrent": "module",
     "RecurrentDropoutLSTMCell": "zoneout_baselines",
+    "RelLSTM": "relevancy_layers",
+    "RelRNN": "relevancy_layers",
     "RelevancyInfo": "relevancy",
     "RelevancyScreening": "relevancy",
     "RelevancyState": "relevancy",
@@ -98,6 +104,7 @@ _HOMES: dict[str, str] = {
     "ZoneoutRNN": "zoneout_layers",
     "ZoneoutRNNCell": "zoneout_layers",
     "adding_task": "tasks",
+    "cayley_init_": "rotations",
     "check_cell": "checks",
     "copying_task": "tasks",
     "denoise_task": "tasks",
@@ -107,6 +114,7 @@ _HOMES: dict[str, str] = {
     "from_torch": "cells",
     "from_torch_state": "states",
     "gradient_flow": "analysis",
+    "henaff_init_": "rotations",
     "norm_stabilizer": "zoneout_baselines",
     "pack_state": "agents",
     "pixel_permutation": "tasks",
