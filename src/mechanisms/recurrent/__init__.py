@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.agents import pack_state as pack_state
     from mechanisms.recurrent.agents import unpack_state as unpack_state
     from mechanisms.recurrent.analysis import gradient_flow as gradient_flow
+    from mechanisms.recurrent.backtracking import SABInfo as SABInfo
+    from mechanisms.recurrent.backtracking import SABState as SABState
+    from mechanisms.recurrent.backtracking import SparseAttentiveBacktracking as SparseAttentiveBacktracking
+    from mechanisms.recurrent.backtracking import sparse_attention as sparse_attention
     from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
     from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
     from mechanisms.recurrent.batch_norm import BatchStatistics as BatchStatistics
@@ -91,10 +95,13 @@ _HOMES: dict[str, str] = {
     "RelevancyInfo": "relevancy",
     "RelevancyScreening": "relevancy",
     "RelevancyState": "relevancy",
+    "SABInfo": "backtracking",
+    "SABState": "backtracking",
     "ScanResult": "scan",
     "SelfAttentiveCell": "self_attentive",
     "SelfAttentiveInfo": "self_attentive",
     "SelfAttentiveState": "self_attentive",
+    "SparseAttentiveBacktracking": "backtracking",
     "StaticState": "zoneout",
     "Zoneout": "zoneout",
     "ZoneoutGRU": "zoneout_layers",
@@ -123,6 +130,7 @@ _HOMES: dict[str, str] = {
     "scan_chunks": "scan",
     "select": "states",
     "sequential_images": "tasks",
+    "sparse_attention": "backtracking",
     "state_from_dict": "states",
     "state_to_dict": "states",
     "to_torch_state": "states",

@@ -1,1 +1,1 @@
-"""What the recipes of recurrent networks share."""
+"""What recipes of recurrent networks share: each file trains and tests a network on one kind of sequences."""
