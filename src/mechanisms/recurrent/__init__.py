@@ -29,8 +29,14 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
+    from mechanisms.recurrent.relevancy import RelevancyInfo as RelevancyInfo
+    from mechanisms.recurrent.relevancy import RelevancyScreening as RelevancyScreening
+    from mechanisms.recurrent.relevancy import RelevancyState as RelevancyState
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
+    from mechanisms.recurrent.self_attentive import SelfAttentiveCell as SelfAttentiveCell
+    from mechanisms.recurrent.self_attentive import SelfAttentiveInfo as SelfAttentiveInfo
+    from mechanisms.recurrent.self_attentive import SelfAttentiveState as SelfAttentiveState
     from mechanisms.recurrent.states import detach as detach
     from mechanisms.recurrent.states import expand as expand
     from mechanisms.recurrent.states import freeze as freeze
@@ -76,7 +82,13 @@ _HOMES: dict[str, str] = {
     "RecallScores": "tasks",
     "Recurrent": "module",
     "RecurrentDropoutLSTMCell": "zoneout_baselines",
+    "RelevancyInfo": "relevancy",
+    "RelevancyScreening": "relevancy",
+    "RelevancyState": "relevancy",
     "ScanResult": "scan",
+    "SelfAttentiveCell": "self_attentive",
+    "SelfAttentiveInfo": "self_attentive",
+    "SelfAttentiveState": "self_attentive",
     "StaticState": "zoneout",
     "Zoneout": "zoneout",
     "ZoneoutGRU": "zoneout_layers",
