@@ -1,7 +1,8 @@
-"""Networks that stand in for torch's: parameters under its flat names, and a `Recurrent` that computes with them."""
+"""Parameters under torch's flat names (`weight_ih_l0`), and a `Recurrent` that computes with them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -11,17 +12,19 @@ from mechanisms.recurrent.module import Recurrent
 
 
 class FlatNetwork(nn.Module):
-    """Holds the parameters of a network under torch's names, such as `weight_ih_l0` or `bias_hh_l1_reverse`.
+    """A module whose parameters are those of a `Recurrent`, named as torch names them.
 
-    What is deeper in a wrapper's inner cell has the names that it has there; what torch has no name for is called by
-    its place (`key_weight_l0`).
+    A cell's parameter `cell.weight_ih` (`cell.cell.weight_ih` under two wrappers) becomes `weight_ih_l0`, a wrapper's
+    own `key.weight` becomes `key_weight_l0`; `_reverse` follows for the backward direction.
+
+    Attributes:
+        _network: the network; not registered, as its parameters are this module's.
     """
 
     _network: Recurrent
 
-    def _hold(self, network: Recurrent) -> None:
-        """Take a network over."""
-        # Not registered: its parameters are this module's.
+    def _adopt(self, network: Recurrent) -> None:
+        """Take over a network; called once by subclasses."""
         self.__dict__["_network"] = network
         for module, name, flat in self._places():
             if name in module._parameters:
@@ -30,42 +33,38 @@ class FlatNetwork(nn.Module):
                 self.register_buffer(flat, module._buffers[name])
 
     def _places(self) -> Iterator[tuple[nn.Module, str, str]]:
-        """Where each tensor is in the network, and its flat name, in torch's order."""
-        directions = 1 + self._network.bidirectional
+        """Each tensor's owner within the network, its name there, and its flat name."""
+        directions = ("", "_reverse")[: 1 + self._network.bidirectional]
         for place, cell in enumerate(self._network.cells):
-            suffix = f"_l{place // directions}" + ("_reverse" if place % directions else "")
+            suffix = f"_l{place // len(directions)}{directions[place % len(directions)]}"
             for path, module in cell.named_modules():
-                # Wrappers keep the cell inside as `cell`, so a name does not depend on what is wrapped.
-                inside = ".".join(part for part in path.split(".") if part != "cell")
-                for name in [*module._parameters, *module._buffers]:
-                    yield module, name, f"{inside}.{name}".lstrip(".").replace(".", "_") + suffix
+                inside = path.removeprefix("cell").removeprefix(".cell").removeprefix(".").replace(".", "_")
+                for name in (*module._parameters, *module._buffers):
+                    yield module, name, (f"{inside}_" if inside else "") + name + suffix
 
-    def _ready(self) -> list[tuple[dict[str, Any], str]]:
-        """Bring the network to this module's mode and tensors, whatever became of them (replaced, computed, given by
-        functional_call).
+    @contextmanager
+    def _lent(self) -> Generator[Recurrent]:
+        """The network with whatever has become of this module's tensors: replaced, computed, given by functional_call.
 
-        Returned are the places of tensors that must not stay there: give them to `_take_back`. Nothing is written when
-        nothing has changed, so that threads may share a network.
+        Nothing is written when nothing has changed, so that threads may share a network.
         """
         if self._network.training != self.training:
             self._network.train(self.training)
-        lent = []
+        lent: list[tuple[dict[str, Any], str]] = []
         for module, name, flat in self._places():
-            places: Any = module._parameters if name in module._parameters else module._buffers
-            tensor = getattr(self, flat, None)  # a place without a tensor may have no name here
-            if tensor is places[name]:
+            place: Any = module._parameters if name in module._parameters else module._buffers
+            tensor = getattr(self, flat, None)  # a replica has no names for what is None
+            if tensor is place[name]:
                 continue
-            places[name] = tensor
-            # What was computed belongs to a graph, or to a transform of torch.func.
+            place[name] = tensor
+            # What was computed belongs to a graph, or to a transform of torch.func, and must not stay.
             if tensor is not None and (transformed() or not tensor.is_leaf):
-                lent.append((places, name))
-        return lent
-
-    @staticmethod
-    def _take_back(lent: list[tuple[dict[str, Any], str]]) -> None:
-        """Leave nothing in the network that belongs to one call."""
-        for place, name in lent:
-            place[name] = None
+                lent.append((place, name))
+        try:
+            yield self._network
+        finally:
+            for place, name in lent:
+                place[name] = None
 
     def _replicate_for_data_parallel(self) -> "FlatNetwork":
         replica = super()._replicate_for_data_parallel()

@@ -45,7 +45,7 @@ class ZoneoutNetwork(FlatNetwork):
             backend=backend,
         )
         network.torch_state = not any(isinstance(cell, Zoneout) and cell.mask == "static" for cell in network.cells)
-        self._hold(network)
+        self._adopt(network)
 
     def _cells(self) -> list[Zoneout]:
         return [cell for cell in self._network.cells if isinstance(cell, Zoneout)]
@@ -73,11 +73,8 @@ class ZoneoutNetwork(FlatNetwork):
             TypeError: integers as input, or a state of another kind of network.
             ValueError: shapes do not fit.
         """
-        lent = self._ready()
-        try:
+        with self._lent():
             return self._run(input, hx, lengths, generator)
-        finally:
-            self._take_back(lent)
 
     def _run(self, input: Any, hx: Any, lengths: Any, generator: torch.Generator | None) -> Any:
         if self._network.torch_state:

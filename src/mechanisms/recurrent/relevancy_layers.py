@@ -60,7 +60,7 @@ class RelevancyNetwork(FlatNetwork):
             bidirectional=bidirectional,
         )
         self.output_size = network.output_size
-        self._hold(network)
+        self._adopt(network)
 
     def forward(
         self,
@@ -90,11 +90,8 @@ class RelevancyNetwork(FlatNetwork):
             TypeError: integers as input, or a state of another kind of network.
             ValueError: shapes do not fit.
         """
-        lent = self._ready()
-        try:
-            return self._network(input, state, lengths=lengths, reset=reset, generator=generator, need_info=need_info)
-        finally:
-            self._take_back(lent)
+        with self._lent() as network:
+            return network(input, state, lengths=lengths, reset=reset, generator=generator, need_info=need_info)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As for any module; `strict=False` takes the `state_dict` of torch's module.
@@ -119,11 +116,8 @@ class RelevancyNetwork(FlatNetwork):
         Raises:
             ValueError: the network is bidirectional.
         """
-        lent = self._ready()
-        try:
-            return self._network.step(input, state)
-        finally:
-            self._take_back(lent)
+        with self._lent() as network:
+            return network.step(input, state)
 
     def initial_state(
         self, batch_size: int, *, device: Device = None, dtype: torch.dtype | None = None
