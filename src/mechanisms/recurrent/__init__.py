@@ -34,8 +34,18 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
+    from mechanisms.recurrent.relevancy import RelevancyInfo as RelevancyInfo
+    from mechanisms.recurrent.relevancy import RelevancyScreening as RelevancyScreening
+    from mechanisms.recurrent.relevancy import RelevancyState as RelevancyState
+    from mechanisms.recurrent.relevancy_layers import RelLSTM as RelLSTM
+    from mechanisms.recurrent.relevancy_layers import RelRNN as RelRNN
+    from mechanisms.recurrent.rotations import cayley_init_ as cayley_init_
+    from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
+    from mechanisms.recurrent.self_attentive import SelfAttentiveCell as SelfAttentiveCell
+    from mechanisms.recurrent.self_attentive import SelfAttentiveInfo as SelfAttentiveInfo
+    from mechanisms.recurrent.self_attentive import SelfAttentiveState as SelfAttentiveState
     from mechanisms.recurrent.states import detach as detach
     from mechanisms.recurrent.states import expand as expand
     from mechanisms.recurrent.states import freeze as freeze
@@ -81,10 +91,18 @@ _HOMES: dict[str, str] = {
     "RecallScores": "tasks",
     "Recurrent": "module",
     "RecurrentDropoutLSTMCell": "zoneout_baselines",
+    "RelLSTM": "relevancy_layers",
+    "RelRNN": "relevancy_layers",
+    "RelevancyInfo": "relevancy",
+    "RelevancyScreening": "relevancy",
+    "RelevancyState": "relevancy",
     "SABInfo": "backtracking",
     "SABLSTM": "backtracking_layers",
     "SABState": "backtracking",
     "ScanResult": "scan",
+    "SelfAttentiveCell": "self_attentive",
+    "SelfAttentiveInfo": "self_attentive",
+    "SelfAttentiveState": "self_attentive",
     "SparseAttentiveBacktracking": "backtracking",
     "StaticState": "zoneout",
     "Zoneout": "zoneout",
@@ -95,6 +113,7 @@ _HOMES: dict[str, str] = {
     "ZoneoutRNN": "zoneout_layers",
     "ZoneoutRNNCell": "zoneout_layers",
     "adding_task": "tasks",
+    "cayley_init_": "rotations",
     "check_cell": "checks",
     "copying_task": "tasks",
     "denoise_task": "tasks",
@@ -104,6 +123,7 @@ _HOMES: dict[str, str] = {
     "from_torch": "cells",
     "from_torch_state": "states",
     "gradient_flow": "analysis",
+    "henaff_init_": "rotations",
     "norm_stabilizer": "zoneout_baselines",
     "pack_state": "agents",
     "pixel_permutation": "tasks",

@@ -52,7 +52,8 @@ class FlatNetwork(nn.Module):
             self._network.train(self.training)
         lent: list[tuple[dict[str, Any], str]] = []
         for module, name, flat in self._places():
-            place, tensor = module._parameters if name in module._parameters else module._buffers, getattr(self, flat)
+            place: Any = module._parameters if name in module._parameters else module._buffers
+            tensor = getattr(self, flat, None)  # a replica has no names for what is None
             if tensor is place[name]:
                 continue
             place[name] = tensor
