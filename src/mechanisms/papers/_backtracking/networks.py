@@ -6,7 +6,7 @@ One table for all experiments: a variant's name says everything but the sizes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from mechanisms.recurrent import Cell, Recurrent
@@ -20,6 +20,7 @@ REMINDED: dict[str, dict[str, Any]] = {
 }
 
 
+@runtime_checkable
 class Sizes(Protocol):
     """What an experiment's settings say about its networks."""
 
