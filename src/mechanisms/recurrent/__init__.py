@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.backtracking import SABState as SABState
     from mechanisms.recurrent.backtracking import SparseAttentiveBacktracking as SparseAttentiveBacktracking
     from mechanisms.recurrent.backtracking import sparse_attention as sparse_attention
+    from mechanisms.recurrent.backtracking_layers import SABLSTM as SABLSTM
     from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
     from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
     from mechanisms.recurrent.batch_norm import BatchStatistics as BatchStatistics
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.relevancy import RelevancyInfo as RelevancyInfo
     from mechanisms.recurrent.relevancy import RelevancyScreening as RelevancyScreening
     from mechanisms.recurrent.relevancy import RelevancyState as RelevancyState
+    from mechanisms.recurrent.relevancy_layers import RelLSTM as RelLSTM
+    from mechanisms.recurrent.relevancy_layers import RelRNN as RelRNN
+    from mechanisms.recurrent.rotations import cayley_init_ as cayley_init_
+    from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
     from mechanisms.recurrent.self_attentive import SelfAttentiveCell as SelfAttentiveCell
@@ -86,10 +91,13 @@ _HOMES: dict[str, str] = {
     "RecallScores": "tasks",
     "Recurrent": "module",
     "RecurrentDropoutLSTMCell": "zoneout_baselines",
+    "RelLSTM": "relevancy_layers",
+    "RelRNN": "relevancy_layers",
     "RelevancyInfo": "relevancy",
     "RelevancyScreening": "relevancy",
     "RelevancyState": "relevancy",
     "SABInfo": "backtracking",
+    "SABLSTM": "backtracking_layers",
     "SABState": "backtracking",
     "ScanResult": "scan",
     "SelfAttentiveCell": "self_attentive",
@@ -105,6 +113,7 @@ _HOMES: dict[str, str] = {
     "ZoneoutRNN": "zoneout_layers",
     "ZoneoutRNNCell": "zoneout_layers",
     "adding_task": "tasks",
+    "cayley_init_": "rotations",
     "check_cell": "checks",
     "copying_task": "tasks",
     "denoise_task": "tasks",
@@ -114,6 +123,7 @@ _HOMES: dict[str, str] = {
     "from_torch": "cells",
     "from_torch_state": "states",
     "gradient_flow": "analysis",
+    "henaff_init_": "rotations",
     "norm_stabilizer": "zoneout_baselines",
     "pack_state": "agents",
     "pixel_permutation": "tasks",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.validation import check_choice, check_number
-from mechanisms.recurrent._trees import Tree, first_tensor, per_row, tree_map
+from mechanisms.recurrent._trees import Tree, first_tensor, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, Noise, State, project
 
 COMBINE = ("sum", "mean")
@@ -43,6 +43,11 @@ class SelfAttention(Cell):
             readout = "hidden"
         start = cell.initial_state(1)
         like = cell.hidden(start)
+        if like.dim() != 2:
+            raise TypeError(
+                f"hidden() of {type(cell).__name__} gives {shapes(like)}; one vector for each row, (batch, hidden), is "
+                "needed to attend to"
+            )
         self.cell, self.combine, self.readout = cell, combine, readout
         self.input_size, self.output_size = cell.input_size, like.shape[-1]
         self.attention_size = self.output_size

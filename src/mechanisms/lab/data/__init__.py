@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.generated import gaussian_blobs as gaussian_blobs
     from mechanisms.lab.data.generated import two_moons as two_moons
     from mechanisms.lab.data.generated import waterbirds_like as waterbirds_like
+    from mechanisms.lab.data.handwriting import Unlabelled as Unlabelled
+    from mechanisms.lab.data.handwriting import binarised_mnist as binarised_mnist
+    from mechanisms.lab.data.handwriting import mnist as mnist
     from mechanisms.lab.data.images import RECIPES as RECIPES
     from mechanisms.lab.data.images import ColourRecipe as ColourRecipe
     from mechanisms.lab.data.images import colour as colour
@@ -40,6 +43,10 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.images import read_idx as read_idx
     from mechanisms.lab.data.known import DataSet as DataSet
     from mechanisms.lab.data.known import data_sets as data_sets
+    from mechanisms.lab.data.language import Tokens as Tokens
+    from mechanisms.lab.data.language import character_tokens as character_tokens
+    from mechanisms.lab.data.language import penn_treebank as penn_treebank
+    from mechanisms.lab.data.language import text8 as text8
     from mechanisms.lab.data.portraits import celeba as celeba
     from mechanisms.lab.data.splits import Split as Split
     from mechanisms.lab.data.splits import Splits as Splits
@@ -58,9 +65,13 @@ _HOMES = {
     "Split": "splits",
     "Splits": "splits",
     "TableError": ".table_files",
+    "Tokens": "language",
+    "Unlabelled": "handwriting",
     "WATERBIRDS_SIZES": "generated",
+    "binarised_mnist": "handwriting",
     "brightness": "folders",
     "celeba": "portraits",
+    "character_tokens": "language",
     "cifar10": "cifar",
     "cifar100": "cifar",
     "colour": "images",
@@ -75,12 +86,15 @@ _HOMES = {
     "hub_dataset": "files",
     "image_folder": "folders",
     "manual_text": "text",
+    "mnist": "handwriting",
+    "penn_treebank": "language",
     "read_arrays": "files",
     "read_cifar": "cifar",
     "read_idx": "images",
     "read_image": "folders",
     "read_images": "folders",
     "read_table": ".table_files",
+    "text8": "language",
     "two_moons": "generated",
     "waterbirds_like": "generated",
     "write_table": ".table_files",
