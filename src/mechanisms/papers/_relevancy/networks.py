@@ -71,8 +71,14 @@ def network_maker(settings: Sizes, variant: str) -> Callable[[int], nn.Module]:
     """
 
     def make(size: int) -> nn.Module:
-        from mechanisms.recurrent import LSTMCell, RelLSTM, RelRNN, Recurrent, SelfAttentiveCell
-        from mechanisms.recurrent import SparseAttentiveBacktracking as Sparse
+        from mechanisms.recurrent import (
+            LSTMCell,
+            Recurrent,
+            RelLSTM,
+            RelRNN,
+            SelfAttentiveCell,
+            SparseAttentiveBacktracking,
+        )
 
         units, plain = settings.hidden_size, variant.endswith("rnn")
         if variant in SCREENED:
@@ -85,7 +91,7 @@ def network_maker(settings: Sizes, variant: str) -> Callable[[int], nn.Module]:
         else:
             cell = _plain_cell(settings, size) if plain else LSTMCell(size, units)
             if variant == "sab":
-                network = Recurrent(Sparse(cell, k_top=10, readout="hidden"), size)
+                network = Recurrent(SparseAttentiveBacktracking(cell, k_top=10, readout="hidden"), size)
             else:
                 network = Recurrent(cell if variant in PLAIN else SelfAttentiveCell(cell, **FULL[variant]), size)
         if settings.initialisation == "released":

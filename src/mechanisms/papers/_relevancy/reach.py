@@ -26,7 +26,7 @@ TOYS = ("attention", "recurrence")
 
 @config
 class Reach:
-    """An untrained network with random inputs; the loss is the sum of its last output. `points` of the curve are kept."""
+    """An untrained network with random inputs, whose loss is the sum of its last output; a curve has `points`."""
 
     input_size: int = 10
     hidden_size: int = 64
