@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import stat
@@ -20,6 +21,7 @@ from mechanisms._base.folders import cache_folder
 
 FLAGS = ("-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 PATIENCE = 120  # seconds for one compilation, which takes one or two
+INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 
 
 class CannotCompile(RuntimeError):
@@ -33,12 +35,12 @@ _lock = threading.Lock()
 def load_kernel(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The library made of one C file: from this process, the user's cache, or the compiler, in this order.
 
-    The compiler is `$CC`, else `cc`, `gcc` or `clang`. The library's name is a hash of the source, the flags, the
+    The compiler is `$CC`, else `cc`, `gcc` or `clang`. The library's name is a hash of the source, its headers, the flags, the
     processor and the compiler, so that a change of any of them builds anew. Only a cache that belongs to the user and
     that nobody else can write to is read; without one the kernel is built for this process alone.
 
     Args:
-        source: the C file; plain C, no headers but the standard ones.
+        source: the C file; plain C, no headers but the standard ones and those beside it.
         flags: more options, such as `-DREAL=float`.
 
     Raises:
@@ -117,8 +119,20 @@ def _fingerprint(source: Path, command: list[str]) -> str:
         version = subprocess.run([command[0], "--version"], capture_output=True, timeout=PATIENCE, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotCompile(f"the compiler {command[0]} does not run: {error}") from None
-    parts = [source.read_bytes(), "\0".join(command).encode(), version, _processor().encode()]
+    parts = [*_texts(source), "\0".join(command).encode(), version, _processor().encode()]
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+
+
+def _texts(source: Path) -> list[bytes]:
+    """The source and the headers that it includes from its own folder, each once."""
+    found: dict[Path, bytes] = {}
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found[path] = path.read_bytes()
+            waiting += [path.parent / name.decode() for name in INCLUDE.findall(found[path])]
+    return [text for _, text in sorted(found.items())]
 
 
 def _processor() -> str:

@@ -15,13 +15,14 @@ from mechanisms.papers._relevancy.remember import Remember
 from mechanisms.papers._relevancy.sequences import RelevantCharacters, RelevantPixels
 
 SOURCE = "Kerg et al. 2020"
+SHOWN = ("relevant", "few", "normalised", "hidden")  # variants with a relevant set
 DIRECTION = f"direction only ({SOURCE}; no figure was recovered)"
 EVERYWHERE = ("smoke", "laptop")
 
 GRADIENTS = Experiment(
     name="gradient-reach",
-    description="Untrained networks over 200 random inputs: how large is the gradient of the last output by each state, "
-    "relative to that by the last?",
+    description="Untrained networks over 200 random inputs: how large is the gradient of the last output by each "
+    "state, relative to that by the last?",
     run=reach.run_reach,
     variants=reach.VARIANTS,
     scales={"smoke": Reach(), "laptop": Reach()},
@@ -144,7 +145,8 @@ DENOISE = Experiment(
             "The relevant set comes to hold the relevant steps",
             at_least("cues_gain", "relevant", 0.1, bounds=(-1, 1)),
             published=DIRECTION,
-            note="The share of the symbols' steps that are in the set when the marker is read, trained minus untrained.",
+            note="The share of the symbols' steps that are in the set when the marker is read, trained minus "
+            "untrained.",
         ),
         Claim(
             "Fewer places than symbols do worse",
@@ -166,7 +168,7 @@ DENOISE = Experiment(
             "Untrained, it is the first states whatever they were.",
         ),
         curves("accuracy", "Accuracy while training"),
-        bars("cues", "Symbols in the relevant set", variants=("relevant", "few", "normalised", "hidden")),
+        bars("cues", "Symbols in the relevant set", variants=SHOWN),
         bars(
             "cues_untrained", "Symbols in the relevant set before training", variants=("relevant", "few", "normalised")
         ),
@@ -324,7 +326,7 @@ paper = Paper(
     venue="NeurIPS 2020",
     arxiv="2006.09471",
     topic="recurrent",
-    summary="Attend to the last few states and to a few that proved relevant: shortcuts for gradients at constant cost.",
+    summary="Attend to the last few states and to a few that proved relevant: gradients reach far at constant cost.",
     parts=(
         "mechanisms.recurrent.relevancy",
         "mechanisms.recurrent.relevancy_layers",

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mechanisms._base.validation import check_choice
+from mechanisms.recurrent._reminding_sequence import reminded_by_kernel
 from mechanisms.recurrent._trees import Tree, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, State, project
 from mechanisms.recurrent.states import detach
@@ -325,6 +326,16 @@ class SparseAttentiveBacktracking(Cell):
             return output, new
         held = self._valid(state)
         return output, new, SABInfo(weights, held, self._times(state, held), recorded[0] if recorded else None)
+
+    sequence_takes_checkpoint = True
+
+    def sequence(self, inputs: Tree, state: SABState, noise: Tree, *, checkpoint: int | bool | None = None) -> Any:
+        """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these.
+
+        With `checkpoint` (steps of a segment; `True` takes k_trunc) segments are run again in the backward pass, and
+        nothing is kept but the store and the states between them.
+        """
+        return reminded_by_kernel(self, inputs, state, noise, checkpoint)
 
     def _cut(self, state: SABState) -> State:
         """The inner state that the step sees: without its history where the time has come."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mechanisms._base.validation import check_choice, check_number
+from mechanisms.recurrent._screening_sequence import relevancy_sequence
 from mechanisms.recurrent._self_attention import SelfAttention, as_type, wide
 from mechanisms.recurrent._trees import Tree
 from mechanisms.recurrent.protocol import Cell, Device, State
@@ -178,6 +179,14 @@ class RelevancyScreening(SelfAttention):
         )
         read = self._output(output, h, s)
         return (read, new, RelevancyInfo(weights, index, recorded)) if need_info else (read, new)
+
+    sequence_takes_lengths = True
+
+    def sequence(
+        self, inputs: Tensor, state: RelevancyState, noise: Tree, *, lengths: list[int] | None = None
+    ) -> tuple[Tensor, RelevancyState] | Any:
+        """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these."""
+        return relevancy_sequence(self, inputs, state, noise, lengths)
 
     def _screened(self, state: RelevancyState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The relevant set after the buffer's oldest entry has left and, perhaps, entered it."""

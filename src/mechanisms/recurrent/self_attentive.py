@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mechanisms._base.validation import check_number
+from mechanisms.recurrent._screening_sequence import self_attentive_sequence
 from mechanisms.recurrent._self_attention import SelfAttention, as_type
 from mechanisms.recurrent._trees import Tree
 from mechanisms.recurrent.protocol import Cell, Device, State
@@ -128,6 +129,12 @@ class SelfAttentiveCell(SelfAttention):
         new = SelfAttentiveState(inner, s, values, keys, index, state.count + 1)
         read = self._output(output, h, s)
         return (read, new, SelfAttentiveInfo(weights, index, recorded)) if need_info else (read, new)
+
+    def sequence(
+        self, inputs: Tensor, state: SelfAttentiveState, noise: Tree
+    ) -> tuple[Tensor, SelfAttentiveState] | Any:
+        """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these."""
+        return self_attentive_sequence(self, inputs, state, noise)
 
     def freeze(self, active: Tensor, new: SelfAttentiveState, old: SelfAttentiveState) -> SelfAttentiveState:
         """Finished rows keep everything; where the memory grows, they get an empty place."""

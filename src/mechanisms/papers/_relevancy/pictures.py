@@ -1,4 +1,4 @@
-"""The figures of the recipe that are not stock: the toy's decay, accuracy over delays, and what the relevant set holds."""
+"""The figures of the recipe that are not stock: the toy, accuracy over delays, and what the relevant set holds."""
 
 from __future__ import annotations
 
