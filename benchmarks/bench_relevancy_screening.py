@@ -170,11 +170,13 @@ def measure_memory(device: str) -> None:
     x = torch.randn(200, 32, INPUTS, device=device)
     plain = saved_bytes(lambda: scan(LSTMCell(INPUTS, 128).to(device), x, backend="eager"))
     kept = {
-        name: saved_bytes(lambda b=b: scan(ours, x, backend=b)) for name, b in (("auto", "auto"), ("steps", "eager"))
+        name: saved_bytes(lambda b=b: scan(ours, x, backend=b))
+        for name, b in (("ours", "auto"), ("single steps", "eager"))
     }
+    kept["full attention"] = saved_bytes(lambda: scan(full, x))
     print(
-        f"saved for the backward pass at (200, 32, 128), MB: plain loop {plain / 1e6:.0f}, ours {kept['auto'] / 1e6:.0f}, "
-        f"single steps {kept['steps'] / 1e6:.0f}, full attention {saved_bytes(lambda: scan(full, x)) / 1e6:.0f}"
+        "kept for the backward pass at (200, 32, 128), MB: "
+        + ", ".join(f"{name} {size / 1e6:.0f}" for name, size in {"plain loop": plain, **kept}.items())
     )
 
 
