@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mechanisms._base import compiled
-from mechanisms.recurrent import kernels
+from mechanisms.recurrent import _native, kernels
 from mechanisms.recurrent.kernels import NEVER, Hold, Weights
 
 GATES = {"lstm": 4, "gru": 3, "rnn": 1, "relu": 1}
@@ -147,7 +147,7 @@ def test_chunks_of_the_backward_pass_change_nothing(monkeypatch) -> None:
         x, h, c, weights = problem(kind, 11, 3, 4, 20, torch.float64, True, 1)
         grads = []
         for size in (1 << 30, 1, 4000):
-            monkeypatch.setattr(kernels, "CHUNK", size)
+            monkeypatch.setattr(_native, "CHUNK", size)
             out, *last = fused(kind, x, h, c, weights, Hold(rate=0.3), Hold(rate=0.3), torch.tensor([11, 4, 7]))
             loss = out.square().sum() + sum(one.sum() for one in last)
             grads.append(torch.autograd.grad(loss, [t for t in (x, h, c, *weights) if t is not None]))
@@ -194,7 +194,7 @@ def test_the_functions_are_accurate_to_the_last_places() -> None:
 
 @pytest.mark.parametrize("kind", GATES)
 def test_threads_change_nothing_but_the_order_of_sums(kind: str, monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "WORK_PER_THREAD", 1)
+    monkeypatch.setattr(_native, "WORK_PER_THREAD", 1)
     x, h, c, weights = problem(kind, 5, 7, 4, 20, torch.float64, True, 0)
     tensors = [tensor for tensor in (x, h, c, *weights) if tensor is not None]
     results = []
@@ -223,7 +223,7 @@ def test_reasons_why_the_kernel_does_not_apply(monkeypatch) -> None:
 
 
 def test_the_structure_is_the_one_of_the_source() -> None:
-    text = kernels.SOURCE.read_text().split("struct Sequence {")[1].split("};")[0]
+    text = (_native.HERE / "gates.h").read_text().split("struct Sequence {")[1].split("};")[0]
     code = " ".join(line.split("//")[0] for line in text.splitlines())
     names = [
         name.strip().lstrip("*").strip().split(" ")[-1].lstrip("*")
@@ -231,8 +231,8 @@ def test_the_structure_is_the_one_of_the_source() -> None:
         if declaration.strip()
         for name in declaration.split(",")
     ]
-    assert names == [name for name, _ in kernels._Job._fields_]
-    assert ctypes.sizeof(kernels._Job) == 8 * len(names)
+    assert names == [name for name, _ in _native.SequenceJob._fields_]
+    assert ctypes.sizeof(_native.SequenceJob) == 8 * len(names)
 
 
 @pytest.mark.skipif(kernels.unavailable(torch.zeros(1)) is not None, reason="no compiler")

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.agents import pack_state as pack_state
     from mechanisms.recurrent.agents import unpack_state as unpack_state
     from mechanisms.recurrent.analysis import gradient_flow as gradient_flow
+    from mechanisms.recurrent.backtracking import SABInfo as SABInfo
+    from mechanisms.recurrent.backtracking import SABState as SABState
+    from mechanisms.recurrent.backtracking import SparseAttentiveBacktracking as SparseAttentiveBacktracking
+    from mechanisms.recurrent.backtracking import sparse_attention as sparse_attention
+    from mechanisms.recurrent.backtracking_layers import SABLSTM as SABLSTM
     from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
     from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
     from mechanisms.recurrent.batch_norm import BatchStatistics as BatchStatistics
@@ -33,9 +38,19 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
+    from mechanisms.recurrent.relevancy import RelevancyInfo as RelevancyInfo
+    from mechanisms.recurrent.relevancy import RelevancyScreening as RelevancyScreening
+    from mechanisms.recurrent.relevancy import RelevancyState as RelevancyState
+    from mechanisms.recurrent.relevancy_layers import RelLSTM as RelLSTM
+    from mechanisms.recurrent.relevancy_layers import RelRNN as RelRNN
+    from mechanisms.recurrent.rotations import cayley_init_ as cayley_init_
+    from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
     from mechanisms.recurrent.schedules import LinearSchedule as LinearSchedule
+    from mechanisms.recurrent.self_attentive import SelfAttentiveCell as SelfAttentiveCell
+    from mechanisms.recurrent.self_attentive import SelfAttentiveInfo as SelfAttentiveInfo
+    from mechanisms.recurrent.self_attentive import SelfAttentiveState as SelfAttentiveState
     from mechanisms.recurrent.states import detach as detach
     from mechanisms.recurrent.states import expand as expand
     from mechanisms.recurrent.states import freeze as freeze
@@ -88,7 +103,19 @@ _HOMES: dict[str, str] = {
     "RecallScores": "tasks",
     "Recurrent": "module",
     "RecurrentDropoutLSTMCell": "zoneout_baselines",
+    "RelLSTM": "relevancy_layers",
+    "RelRNN": "relevancy_layers",
+    "RelevancyInfo": "relevancy",
+    "RelevancyScreening": "relevancy",
+    "RelevancyState": "relevancy",
+    "SABInfo": "backtracking",
+    "SABLSTM": "backtracking_layers",
+    "SABState": "backtracking",
     "ScanResult": "scan",
+    "SelfAttentiveCell": "self_attentive",
+    "SelfAttentiveInfo": "self_attentive",
+    "SelfAttentiveState": "self_attentive",
+    "SparseAttentiveBacktracking": "backtracking",
     "StaticState": "zoneout",
     "StochasticCell": "stochastic",
     "StochasticOutput": "stochastic",
@@ -102,6 +129,7 @@ _HOMES: dict[str, str] = {
     "ZoneoutRNN": "zoneout_layers",
     "ZoneoutRNNCell": "zoneout_layers",
     "adding_task": "tasks",
+    "cayley_init_": "rotations",
     "check_cell": "checks",
     "copying_task": "tasks",
     "denoise_task": "tasks",
@@ -113,6 +141,7 @@ _HOMES: dict[str, str] = {
     "gaussian_kl": "densities",
     "gaussian_nll": "densities",
     "gradient_flow": "analysis",
+    "henaff_init_": "rotations",
     "norm_stabilizer": "zoneout_baselines",
     "pack_state": "agents",
     "pixel_permutation": "tasks",
@@ -121,6 +150,7 @@ _HOMES: dict[str, str] = {
     "scan_chunks": "scan",
     "select": "states",
     "sequential_images": "tasks",
+    "sparse_attention": "backtracking",
     "state_from_dict": "states",
     "state_to_dict": "states",
     "to_torch_state": "states",

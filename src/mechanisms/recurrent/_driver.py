@@ -1,6 +1,7 @@
 """What `scan` does once its arguments are checked: the loop over time, and the fused path where a cell has one."""
 
 import bisect
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -232,7 +233,9 @@ def functional() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def run_kernel(cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan) -> Any:
+def run_kernel(
+    cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan, checkpoint: int | bool | None = None
+) -> Any:
     """All steps through `cell.sequence`, cut where the plan asks for it; `NotImplemented` when the cell has no way."""
     begins = sorted(plan.events | {0})
     sizes = [end - begin for begin, end in zip(begins, [*begins[1:], plan.steps], strict=True)]
@@ -244,10 +247,12 @@ def run_kernel(cell: Cell, inputs: Tree, state: State, noise: Tree, plan: Plan) 
         if lengths is not None and max(lengths, default=size) == 0:
             outputs.append(None)  # nothing but padding, filled in below
             continue
+        sequence: Callable[..., Any] = cell.sequence
+        if checkpoint:
+            sequence = functools.partial(sequence, checkpoint=checkpoint)
         if lengths is None or min(lengths, default=size) == size:
-            found = cell.sequence(part, state, own)
+            found = sequence(part, state, own)
         elif getattr(cell, "sequence_takes_lengths", False):  # Zoneout's kernel does
-            sequence: Callable[..., Any] = cell.sequence
             found = sequence(part, state, own, lengths=lengths)
         else:
             found = _run_lengths(cell, part, state, own, lengths, size)

@@ -166,7 +166,10 @@ def _learned_start(rule: str, cell: Cell, batch: int) -> None:
 
 
 class _Stepper(nn.Module):
-    """A few steps as a module, so that parameters can be put in from outside; it returns tensors alone."""
+    """A few steps as a module, so that parameters can be put in from outside.
+
+    It returns tensors alone, and none that is declared constant.
+    """
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
@@ -178,7 +181,13 @@ class _Stepper(nn.Module):
             projected = project(self.cell, at(inputs, t), at(own, t))
             output, state = self.cell.step(projected, state, at(own, t))[:2]
             outputs += tensors(output)
-        return [*outputs, *tensors(state)]
+        constant = self.cell.constant_leaves
+        last = [
+            leaf
+            for name, leaf in named_leaves(state)
+            if isinstance(leaf, Tensor) and name.split(".")[-1] not in constant
+        ]
+        return [*outputs, *last]
 
 
 def copies(case: Case) -> None:

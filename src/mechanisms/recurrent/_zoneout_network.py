@@ -1,26 +1,21 @@
-"""What the Zoneout networks that stand in for torch's share: parameters under torch's names, and a network inside."""
+"""What the Zoneout networks that stand in for torch's share: torch's states, and its ways to begin."""
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mechanisms._base.validation import check_choice
-from mechanisms.recurrent._driver import transformed
+from mechanisms.recurrent._flat_network import FlatNetwork
 from mechanisms.recurrent._orthogonal import fill_with_orthogonal_blocks
 from mechanisms.recurrent._trees import tree_map
 from mechanisms.recurrent.module import Recurrent
 from mechanisms.recurrent.states import from_torch_state, to_torch_state
 from mechanisms.recurrent.zoneout import StaticState, Zoneout
 
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
-
-class ZoneoutNetwork(nn.Module):
-    """Parameters under torch's flat names, and a `Recurrent` that computes with them."""
-
-    _network: Recurrent
+class ZoneoutNetwork(FlatNetwork):
+    """A `Recurrent` of Zoneout cells behind parameters and states as torch's modules have them."""
 
     def __init__(
         self,
@@ -50,19 +45,10 @@ class ZoneoutNetwork(nn.Module):
             backend=backend,
         )
         network.torch_state = not any(isinstance(cell, Zoneout) and cell.mask == "static" for cell in network.cells)
-        # Not registered: its parameters are this module's, under torch's names.
-        self.__dict__["_network"] = network
-        for suffix, cell in self._cells():
-            for name in NAMES:
-                self.register_parameter(name + suffix, getattr(cell.cell, name))
-            for name, mask in cell.named_buffers(recurse=False):
-                self.register_buffer(name + suffix, mask)
+        self._adopt(network)
 
-    def _cells(self) -> list[tuple[str, Zoneout]]:
-        """The cells and the suffixes of their parameters, in torch's order."""
-        directions = ("", "_reverse")[: 1 + self.bidirectional]
-        suffixes = [f"_l{layer}{direction}" for layer in range(self.num_layers) for direction in directions]
-        return list(zip(suffixes, [cell for cell in self._network.cells if isinstance(cell, Zoneout)], strict=True))
+    def _cells(self) -> list[Zoneout]:
+        return [cell for cell in self._network.cells if isinstance(cell, Zoneout)]
 
     def forward(
         self,
@@ -87,15 +73,8 @@ class ZoneoutNetwork(nn.Module):
             TypeError: integers as input, or a state of another kind of network.
             ValueError: shapes do not fit.
         """
-        if self._network.training != self.training:
-            self._network.train(self.training)
-        # Whatever became of the tensors (replaced, computed, given by functional_call) holds.
-        lent = self._lend()
-        try:
+        with self._lent():
             return self._run(input, hx, lengths, generator)
-        finally:
-            for place, name in lent:
-                place[name] = None
 
     def _run(self, input: Any, hx: Any, lengths: Any, generator: torch.Generator | None) -> Any:
         if self._network.torch_state:
@@ -106,30 +85,12 @@ class ZoneoutNetwork(nn.Module):
             leaves = tuple(
                 leaf.unsqueeze(1) if unbatched else leaf for leaf in ([hx] if isinstance(hx, Tensor) else hx)
             )
-            inner = from_torch_state(tuple(cell.cell.initial_state(1) for _, cell in self._cells()), leaves)
+            inner = from_torch_state(tuple(cell.cell.initial_state(1) for cell in self._cells()), leaves)
             steps = torch.zeros(leaves[0].shape[1], dtype=torch.int64, device=leaves[0].device)
             hx = tuple(StaticState(state, steps) for state in inner)
         output, states = self._network(input, hx, lengths=lengths, generator=generator)
         last = to_torch_state(tuple(state.inner for state in states))
         return output, tree_map(lambda leaf: leaf.squeeze(1), last) if unbatched else last
-
-    def _lend(self) -> list[tuple[dict[str, Any], str]]:
-        """Give the cells this module's tensors; returned are the places of those that must not stay there.
-
-        Nothing is written when nothing has changed, so that threads may share a network.
-        """
-        lent = []
-        for suffix, cell in self._cells():
-            for place, names in ((cell.cell._parameters, NAMES), (cell._buffers, tuple(cell._buffers))):
-                for name in names:
-                    tensor = getattr(self, name + suffix)
-                    if tensor is place[name]:
-                        continue
-                    place[name] = tensor
-                    # What was computed belongs to a graph, or to a transform of torch.func.
-                    if tensor is not None and (transformed() or not tensor.is_leaf):
-                        lent.append((place, name))
-        return lent
 
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -139,12 +100,6 @@ class ZoneoutNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
         masks = {prefix + name for name, _ in self.named_buffers(recurse=False)}
         missing_keys += missing if masks & state_dict.keys() else [name for name in missing if name not in masks]
-
-    def _replicate_for_data_parallel(self) -> "ZoneoutNetwork":
-        replica = super()._replicate_for_data_parallel()
-        shared = {id(tensor): tensor for tensor in [*self._network.parameters(), *self._network.buffers()]}
-        replica.__dict__["_network"] = copy.deepcopy(self._network, shared)
-        return replica
 
     def reset_parameters(self, scheme: str = "torch") -> None:
         """Draw the parameters anew.
@@ -168,9 +123,6 @@ class ZoneoutNetwork(nn.Module):
                 if name.startswith("bias_ih") and parameter.numel() == 4 * self.hidden_size:
                     with torch.no_grad():
                         parameter[self.hidden_size : 2 * self.hidden_size] = 1
-
-    def flatten_parameters(self) -> None:
-        """Does nothing: it is here for code that calls it on torch's modules."""
 
     def extra_repr(self) -> str:
         """Sizes, what is not the default, and Zoneout's settings."""

@@ -54,6 +54,7 @@ class _Plain(Cell):
 
     gates = 1
     zoneable = ("h",)
+    records = False
     weight_ih: nn.Parameter
     weight_hh: nn.Parameter
     bias_ih: nn.Parameter | None

@@ -13,21 +13,27 @@ of gradients are refused.
 Shapes: T steps, B rows, I inputs, H hidden units, G gates in the order of torch (i, f, g, o; r, z, n; one).
 """
 
-import ctypes
-import threading
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mechanisms._base.compiled import CannotCompile, load_kernel
+from mechanisms._base.compiled import CannotCompile
 from mechanisms.recurrent._driver import transformed
+from mechanisms.recurrent._native import (
+    DEFINES,
+    GateGradients,
+    SequenceJob,
+    activations,
+    load_library,
+    over_rows,
+    pack_gates,
+    pack_rows,
+    refuse_second_derivatives,
+    threads_for,
+)
 
-SOURCE = Path(__file__).with_name("kernels.c")
-DEFINES = {torch.float32: ("-DREAL=float",), torch.float64: ("-DREAL=double", "-DDOUBLE")}
-CHUNK = 1 << 21  # bytes of the gates' gradients that are held at once, so that they are still in the cache when used
-WORK_PER_THREAD = 1 << 23  # multiplications below which a second thread costs more than it brings
+SOURCE = "kernels.c"
 
 
 class Weights(NamedTuple):
@@ -57,8 +63,12 @@ class Hold(NamedTuple):
 NEVER = Hold()
 
 
-def unavailable(*tensors: Tensor) -> str | None:
+def unavailable(*tensors: Tensor, source: str = SOURCE) -> str | None:
     """Why the kernel does not apply to these tensors, here and now; `None` when it does.
+
+    Args:
+        tensors: all tensors that it would read.
+        source: which of the C files beside this one.
 
     >>> unavailable(torch.zeros(2, dtype=torch.float16))
     'the kernel computes in float32 and float64, not in torch.float16'
@@ -78,7 +88,7 @@ def unavailable(*tensors: Tensor) -> str | None:
     if transformed():
         return "torch.func and forward-mode derivatives cannot look into the kernel"
     try:
-        _library(first.dtype)
+        load_library(source, first.dtype)
     except CannotCompile as error:
         return str(error)
     return None
@@ -216,12 +226,7 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        # Not once_differentiable: where the loss is linear in the output, that lets create_graph=True pass unnoticed.
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
-                "or scan(..., twice_differentiable=True)"
-            )
+        refuse_second_derivatives()
         # Products into given tensors know no autocast.
         with torch.autocast("cpu", enabled=False):
             return None, None, None, None, *_backward(ctx.settings, ctx.needs_input_grad[4:], ctx.saved_tensors, *grads)
@@ -240,59 +245,34 @@ def _forward(
     trains: bool,
 ) -> tuple[tuple[Tensor, Tensor, Tensor | None], tuple[Tensor | None, Tensor | None]]:
     """Outputs and last states; and what the backward pass needs: activations, memories of all steps."""
-    library = _library(x.dtype)
+    library = load_library(SOURCE, x.dtype)
     steps, batch, hidden = *x.shape[:2], h0.shape[1]
-    lanes = library.lanes()
-    ih, hh, bias_ih, bias_hh = weights.ih.contiguous(), weights.hh.contiguous(), weights.bias_ih, weights.bias_hh
-    gates = hh.shape[0] // hidden
-    width = 4 * lanes if gates == 1 else lanes
-    panels = -(-hidden // width)
-    wx, wh = (x.new_empty(panels * width * gates * weight.shape[1]) for weight in (ih, hh))
-    library.pack(ih.data_ptr(), gates, hidden, x.shape[2], width, wx.data_ptr())
-    library.pack(hh.data_ptr(), gates, hidden, hidden, width, wh.data_ptr())
-    slots = 4 if gates == 3 else gates
-    bias = x.new_zeros(panels * width * slots)
-    if bias_ih is not None and bias_hh is not None:
-        both = bias_ih + bias_hh
-        if gates == 3:  # r and z add both biases; n has one inside and one outside of r's product
-            both = torch.cat([both[: 2 * hidden], bias_ih[2 * hidden :], bias_hh[2 * hidden :]])
-        library.pack(both.data_ptr(), slots, hidden, 1, width, bias.data_ptr())
+    packed = pack_gates(library, *weights)
     out, c, saved = x.new_empty(steps, batch, hidden), None, None
     # Rows without a single step, or with none left, keep the state they came with.
     h_n = h0.clone() if lengths is not None or steps == 0 else torch.empty_like(h0)
     c_n = c0.clone() if c0 is not None else None
     if trains:
-        saved = x.new_empty(steps, panels, batch, 4, lanes) if gates > 1 else x.new_empty(steps, batch, hidden)
+        saved = activations(x, packed, hidden, library.lanes())
         c = x.new_empty(steps, batch, hidden) if c0 is not None else None
-    job = _Job(
-        steps=steps,
-        batch=batch,
-        inputs=x.shape[2],
-        hidden=hidden,
-        relu=kind == "relu",
-        keeps_memory=trains,
-        rate_h=hold_h.rate,
-        rate_c=hold_c.rate,
-    )
-    job.point(
-        lengths=lengths,
-        keep_h=hold_h.mask,
-        keep_c=hold_c.mask,
-        x=x,
-        h0=h0,
-        c0=c0,
-        wx=wx,
-        wh=wh,
-        bias=bias,
-        saved=saved,
-        out=out,
-        c=c if trains else c_n,
-        hn=h_n,
-        cn=c_n,
-    )
-    cell = "rnn" if gates == 1 else kind
-    _over_rows(getattr(library, f"{cell}_forward"), job, _threads(job, x.shape[2] + hidden))
+    job = _job(kind, x, h0, c0, hold_h, hold_c, lengths)
+    job.keeps_memory = trains
+    job.point(wx=packed.wx, wh=packed.wh, bias=packed.bias, saved=saved, out=out, fed=out, hn=h_n, cn=c_n)
+    job.point(c=c if trains else c_n)
+    run = getattr(library, f"{'rnn' if packed.gates == 1 else kind}_forward")
+    over_rows(run, job, threads_for(steps, batch, hidden * (x.shape[2] + hidden)))
     return (out, h_n, c_n), (saved, c)
+
+
+def _job(
+    kind: str, x: Tensor, h0: Tensor, c0: Tensor | None, hold_h: Hold, hold_c: Hold, lengths: Tensor | None
+) -> SequenceJob:
+    (steps, batch, inputs), hidden = x.shape, h0.shape[1]
+    job = SequenceJob(steps=steps, batch=batch, inputs=inputs, hidden=hidden, relu=kind == "relu")
+    job.rate_h, job.rate_c, job.keeps_memory = hold_h.rate, hold_c.rate, True
+    job.out_step, job.fed_row = batch * hidden, hidden
+    job.point(x=x, h0=h0, c0=c0, keep_h=hold_h.mask, keep_c=hold_c.mask, lengths=lengths)
+    return job
 
 
 def _backward(
@@ -306,137 +286,26 @@ def _backward(
     """Gradients of x, h0, c0 and the four parameters."""
     kind, rate_h, rate_c, has_memory = settings
     x, h0, c0, ih, hh, bias_ih, _, out, saved, c, keep_h, keep_c, lengths = kept
-    library = _library(x.dtype)
-    steps, batch, inputs = x.shape
+    library = load_library(SOURCE, x.dtype)
+    steps, batch = x.shape[:2]
     hidden = h0.shape[1]
-    gates = hh.shape[0] // hidden
-    slots = 4 if gates == 3 else gates
-    back = x.new_empty(gates * hidden * -(-hidden // library.lanes()) * library.lanes())
-    packed = hh.contiguous()  # held until C has read it
-    library.pack_back(packed.data_ptr(), gates * hidden, hidden, back.data_ptr())
+    back = pack_rows(library, hh)
     dh = grad_h.clone(memory_format=torch.contiguous_format) if grad_h is not None else torch.zeros_like(h0)
     dc = None
     if has_memory:
         dc = grad_c.clone(memory_format=torch.contiguous_format) if grad_c is not None else torch.zeros_like(c0)
     grad_out = grad_out.contiguous() if grad_out is not None else None
-
-    chunk = max(1, min(steps, CHUNK // max(1, batch * slots * hidden * x.element_size())))
-    d_gates = x.new_empty(chunk, batch, slots * hidden)
-    job = _Job(
-        steps=steps,
-        batch=batch,
-        inputs=inputs,
-        hidden=hidden,
-        relu=kind == "relu",
-        keeps_memory=True,
-        rate_h=rate_h,
-        rate_c=rate_c,
-    )
-    threads = _threads(job, hidden)
-    d_bias = x.new_zeros(threads, slots, hidden)
-    job.point(
-        lengths=lengths,
-        keep_h=keep_h,
-        keep_c=keep_c,
-        h0=h0,
-        c0=c0,
-        saved=saved,
-        out=out,
-        c=c,
-        grad_out=grad_out,
-        back=back,
-        grad_gates=d_gates,
-        dh=dh,
-        dc=dc,
-    )
-    run = getattr(library, f"{'rnn' if gates == 1 else kind}_backward")
-    needs_x, _, _, needs_ih, needs_hh, *_ = needed
-    dx = torch.empty_like(x) if needs_x else None
-    d_ih = torch.zeros_like(ih, memory_format=torch.contiguous_format) if needs_ih else None
-    d_hh = torch.zeros_like(hh, memory_format=torch.contiguous_format) if needs_hh else None
+    sums = GateGradients((needed[0], needed[3], needed[4]), x, ih, hh)
+    chunk = sums.chunk()
+    d_gates = x.new_empty(chunk, batch, sums.slots * hidden)
+    threads = threads_for(steps, batch, hidden * hidden)
+    d_bias = x.new_zeros(threads, sums.slots, hidden)
+    job = _job(kind, x, h0, c0, Hold(keep_h, rate_h), Hold(keep_c, rate_c), lengths)
+    job.point(saved=saved, out=out, fed=out, c=c, grad_out=grad_out, back=back, grad_gates=d_gates, dh=dh, dc=dc)
+    run = getattr(library, f"{'rnn' if sums.gates == 1 else kind}_backward")
     for end in range(steps, 0, -chunk):
         begin = max(0, end - chunk)
         job.begin, job.end = begin, end
-        _over_rows(run, job, threads, d_bias)
-        rows = d_gates[: end - begin].view(-1, slots * hidden)
-        to_input = rows[:, : gates * hidden]  # of a GRU: r, z and n; the rest, q, belongs to h
-        if dx is not None:
-            torch.mm(to_input, ih, out=dx[begin:end].view(-1, inputs))
-        if d_ih is not None:
-            d_ih.addmm_(to_input.t(), x[begin:end].reshape(-1, inputs))
-        if d_hh is not None:
-            _add_recurrent(d_hh, rows[:batch], out[begin - 1] if begin else h0)
-            _add_recurrent(d_hh, rows[batch:], out[begin : end - 1].view(-1, hidden))
-    sums = d_bias.sum(0).view(-1)
-    d_bias_ih = sums[: gates * hidden] if bias_ih is not None else None
-    d_bias_hh = d_bias_ih.clone() if d_bias_ih is not None else None
-    if gates == 3 and d_bias_hh is not None:
-        d_bias_hh[2 * hidden :] = sums[3 * hidden :]
-    return dx, dh, dc, d_ih, d_hh, d_bias_ih, d_bias_hh
-
-
-def _add_recurrent(d_hh: Tensor, rows: Tensor, h: Tensor) -> None:
-    """Adds the gradient of the recurrent weights over some rows."""
-    if rows.shape[1] == d_hh.shape[0]:
-        d_hh.addmm_(rows.t(), h)
-        return
-    hidden = h.shape[1]
-    d_hh[: 2 * hidden].addmm_(rows[:, : 2 * hidden].t(), h)
-    d_hh[2 * hidden :].addmm_(rows[:, 3 * hidden :].t(), h)
-
-
-# --- the library ------------------------------------------------------------------------------------------------------
-
-_NUMBERS = ("steps", "batch", "inputs", "hidden", "relu", "first_row", "end_row", "begin", "end", "keeps_memory")
-_POINTERS = (
-    *("lengths", "keep_h", "keep_c", "x", "h0", "c0", "wx", "wh", "bias", "saved", "out", "c", "hn", "cn"),
-    *("grad_out", "back", "grad_gates", "dh", "dc", "db"),
-)
-
-
-class _Job(ctypes.Structure):
-    """`struct Sequence` of kernels.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in _NUMBERS),
-        *((name, ctypes.c_double) for name in ("rate_h", "rate_c")),
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-    )
-
-    def point(self, **tensors: Tensor | None) -> None:
-        """Set pointers; the caller keeps the tensors alive."""
-        for name, tensor in tensors.items():
-            setattr(self, name, tensor.data_ptr() if tensor is not None else None)
-
-
-def _library(dtype: torch.dtype) -> ctypes.CDLL:
-    library = load_kernel(SOURCE, DEFINES[dtype])
-    if library.pack.argtypes is None:
-        integer, pointer = ctypes.c_int64, ctypes.c_void_p
-        library.pack.argtypes = (pointer, integer, integer, integer, integer, pointer)
-        library.pack_back.argtypes = (pointer, integer, integer, pointer)
-    return library
-
-
-def _threads(job: _Job, depth: int) -> int:
-    work = job.steps * job.batch * job.hidden * depth
-    return max(1, min(torch.get_num_threads(), job.batch, work // WORK_PER_THREAD))
-
-
-def _over_rows(run: Any, job: _Job, threads: int, sums: Tensor | None = None) -> None:
-    """Run a kernel on all rows, split between threads: C is called without Python's lock, and rows never meet.
-
-    `sums` (threads, ...) are what rows add up to, apart for each thread.
-    """
-    parts = []
-    for part in range(threads):
-        own = _Job.from_buffer_copy(job)
-        own.first_row, own.end_row = job.batch * part // threads, job.batch * (part + 1) // threads
-        own.point(db=sums[part] if sums is not None else None)
-        parts.append(own)
-    workers = [threading.Thread(target=run, args=(ctypes.byref(own),)) for own in parts[1:]]
-    for worker in workers:
-        worker.start()
-    run(ctypes.byref(parts[0]))
-    for worker in workers:
-        worker.join()
+        over_rows(run, job, threads, lambda own, part: own.point(db=d_bias[part]))
+        sums.add(begin, end, d_gates, out[begin - 1] if begin else h0, out[begin : end - 1])
+    return sums.dx, dh, dc, sums.ih_sum, sums.hh_sum, *sums.biases(d_bias, wanted=bias_ih is not None)

@@ -102,7 +102,8 @@ class Recurrent(nn.Module):
                 the last valid step.
             reset: booleans in the layout of the input: where true, that row begins a new episode at that step.
             generator: where the cells' noise and the dropout come from; torch's own by default.
-            need_info: whether to return, as a third value, what the cells record, a tuple over layers and directions.
+            need_info: whether to return, as a third value, what the cells record, a tuple over layers and directions,
+                `None` for those that record nothing.
 
         Returns:
             `(output, state)`: outputs of the top layer, directions side by side; and the state after the last step.
@@ -185,6 +186,8 @@ class Recurrent(nn.Module):
         for direction in range(directions):
             place = layer * directions + direction
             cell = self._cell(place)
+            # Asking where nothing is recorded is a mistake only when no cell does.
+            asked = need_info and (cell.records or not any(self._cell(one).records for one in range(len(self.cells))))
             result = scan(
                 cell,
                 inputs,
@@ -197,14 +200,14 @@ class Recurrent(nn.Module):
                 generator=generator,
                 backend=self.backend,
                 compile=self.compile_,
-                need_info=need_info,
+                need_info=asked,
             )
             if not cell.rows_independent and cell.training:
                 cell.update_statistics(result.info)
             outputs.append(result.output)
             new.append(result.state)
             if need_info:
-                infos.append(result.info)
+                infos.append(result.info if asked else None)
         if directions == 1:
             return outputs[0], infos
         return joined(lambda parts: torch.cat(parts, -1), outputs), infos

@@ -49,6 +49,7 @@ class Cell(nn.Module):
         constant_leaves: floating-point leaves that carry no gradient.
         noise_in_eval: `True` for stochastic cells, which draw in `eval()` too.
         twice_differentiable: whether gradients of gradients are right.
+        records: `False` for cells that record nothing; networks leave them out when they are asked for info.
 
     >>> class Leaky(Cell):
     ...     def __init__(self, size: int) -> None:
@@ -76,6 +77,7 @@ class Cell(nn.Module):
     constant_leaves: tuple[str, ...] = ()
     noise_in_eval: bool = False
     twice_differentiable: bool = True
+    records: bool = True
     _project_sees_noise: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:

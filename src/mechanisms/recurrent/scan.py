@@ -150,7 +150,7 @@ def scan(
         mark=bool(compile),
     )
     refusal = _no_kernel(cell, plan, backend, checkpoint, asked, keep_states, twice_differentiable)
-    found = run_kernel(cell, inputs, state, noise, plan) if refusal is None else NotImplemented
+    found = run_kernel(cell, inputs, state, noise, plan, checkpoint) if refusal is None else NotImplemented
     if found is NotImplemented:
         if backend == "kernel":
             refusal = refusal or "it does not take these types, devices or options"
@@ -307,7 +307,7 @@ def _no_kernel(
     reasons = {
         "info and batch statistics come from single steps": need_info,
         "kept states come from single steps": keep_states,
-        "checkpoints go through single steps": bool(checkpoint),
+        "checkpoints go through single steps": bool(checkpoint) and not _recomputes(cell, plan),
         "gradients of gradients go through single steps": twice_differentiable,
         "a growing memory has one length for all rows": cell.growing and plan.lengths is not None,
         "batch statistics need equal lengths": not cell.rows_independent and plan.lengths is not None,
@@ -316,3 +316,8 @@ def _no_kernel(
         "there are too many resets or cuts": backend == "auto" and len(plan.events - {0}) * SPARSE > plan.steps,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _recomputes(cell: Cell, plan: Plan) -> bool:
+    """Whether the fused path has checkpoints of its own."""
+    return bool(getattr(cell, "sequence_takes_checkpoint", False)) and plan.lengths is None

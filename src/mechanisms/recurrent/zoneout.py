@@ -184,7 +184,7 @@ class Zoneout(Cell):
             cell.exact_gradient,
         )
         self.constant_leaves, self.noise_in_eval = cell.constant_leaves, cell.noise_in_eval
-        self.twice_differentiable = cell.twice_differentiable
+        self.twice_differentiable, self.records = cell.twice_differentiable, cell.records
         rates = dict(rate) if isinstance(rate, Mapping) else dict.fromkeys(cell.zoneable, rate)
         for leaf, one in rates.items():
             if leaf not in cell.zoneable:
