@@ -282,8 +282,8 @@ NORMALISED = Experiment(
     run_seeds=images.run_normalised_together,
     variants=("batch-norm", "batch-norm-zoneout"),
     scales={
-        "smoke": Images(**DIGITS, epochs=1, num_train=50),
-        "laptop": Images(**DIGITS, epochs=16),
+        "smoke": Images(**DIGITS | {"hidden_size": 8}, epochs=1, num_train=50),
+        "laptop": Images(**DIGITS, epochs=16, evaluate_every=2),
         "paper": Images(**MNIST),
     },
     claims=(

@@ -60,6 +60,8 @@ def run_normalised_together(settings: Images, variant: str, benches: Sequence[Be
     best: list[dict[str, Any]] = [{} for _ in benches]
     for epoch in range(1, settings.epochs + 1):
         stack.train_epoch(epoch)
+        if epoch % settings.evaluate_every and epoch < settings.epochs:
+            continue
         validation, test = stack.accuracies("validation"), stack.accuracies("test")
         for bench, metrics, held_out, final in zip(benches, best, validation, test, strict=True):
             bench.log(epoch, validation_accuracy=held_out, test_accuracy=final)

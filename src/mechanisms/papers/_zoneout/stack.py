@@ -54,7 +54,8 @@ class Stack:
                 cell = make_cell(variant, settings, 1, STEPS["digits"])
             with seeded(stream_seed(bench.seed, "head")):
                 self.networks.append(Reader(cell, 10).to(self.device))
-        self.parameters, self.buffers = stack_module_state(self.networks)
+        stacked, self.buffers = stack_module_state(self.networks)
+        self.parameters = {name: nn.Parameter(one.detach()) for name, one in stacked.items()}
         for place, network in enumerate(self.networks):
             # Each network's statistics are a view of its part of the stack: what moves the one moves the other.
             own = {name: one[place] for name, one in self.buffers.items()}
