@@ -250,6 +250,14 @@ def test_a_stack_s_step_is_the_step_of_a_network_by_itself() -> None:
     torch.testing.assert_close(stack.buffers["cell.running_var_h"][1], network.cell.running_var_h)
 
 
+def test_pixels_are_read_in_the_order_of_the_settings() -> None:
+    fixed = Images(permutation_seed=3)
+    assert torch.equal(images.pixel_order(fixed, Bench(0)), images.pixel_order(fixed, Bench(1)))
+    assert not torch.equal(images.pixel_order(Images(), Bench(0)), images.pixel_order(Images(), Bench(1)))
+    assert images.pixel_order(Images(permutation="none"), Bench(0)).tolist() == list(range(64))
+    assert len(images.pixel_order(Images(permutation="with-replacement"), Bench(0)).unique()) < 64
+
+
 def test_a_block_keeps_the_best_validation_of_each_seed() -> None:
     benches = [Bench(0), Bench(1)]
     settings = dataclasses.replace(Images(**DIGITS), epochs=3)

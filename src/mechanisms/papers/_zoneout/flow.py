@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mechanisms.lab import Bench, config
-from mechanisms.papers._zoneout.images import STEPS, Images
+from mechanisms.papers._zoneout.images import STEPS, Images, pixel_order
 from mechanisms.papers._zoneout.networks import make_cell
 
 
@@ -100,12 +100,12 @@ def run_flow(settings: Flow, variant: str, bench: Bench) -> dict[str, Any]:
     from mechanisms.lab.training import train
     from mechanisms.papers._sequences.classifier import LastOutputClassifier
     from mechanisms.papers._sequences.pixels import make_optimizer, read_splits
-    from mechanisms.recurrent import Recurrent, gradient_flow, pixel_permutation, sequential_images
+    from mechanisms.recurrent import Recurrent, gradient_flow, sequential_images
 
     steps = STEPS[settings.data]
     split = read_splits(settings, bench.seed).train
-    order = pixel_permutation(steps, generator=bench.generator("permutation"))
-    x, y = torch.from_numpy(split.x), torch.from_numpy(split.y)
+    order = pixel_order(settings, bench)
+    x, y = torch.tensor(split.x), torch.tensor(split.y)
     scale = 1.0 if x.is_floating_point() else 255.0
     with seeded(stream_seed(bench.seed, "weights")):
         cell = make_cell(variant, settings, 1, steps)

@@ -7,11 +7,14 @@ operations, which take a quarter of the time so. MNIST is trained one network at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, config
 from mechanisms.papers._sequences.pixels import Pixels, classify_pixels
 from mechanisms.papers._zoneout.networks import network_maker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @config
@@ -37,6 +40,21 @@ class Images(Pixels):
 
 
 STEPS = {"digits": 64, "mnist": 784, "cifar10": 1024}
+
+
+def pixel_order(settings: Images, bench: Bench) -> Tensor:
+    """The order in which pixels are read, as `classify_pixels` draws it."""
+    import torch
+
+    from mechanisms.recurrent import pixel_permutation
+
+    steps = STEPS[settings.data]
+    if settings.permutation == "none":
+        return torch.arange(steps)
+    generator = bench.generator("permutation")
+    if settings.permutation_seed is not None:
+        generator = torch.Generator().manual_seed(settings.permutation_seed)
+    return pixel_permutation(steps, replacement=settings.permutation == "with-replacement", generator=generator)
 
 
 def run_images(settings: Images, variant: str, bench: Bench) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms.lab import Bench
 from mechanisms.papers._sequences.pixels import make_optimizer, read_splits
-from mechanisms.papers._zoneout.images import STEPS, Images
+from mechanisms.papers._zoneout.images import STEPS, Images, pixel_order
 from mechanisms.papers._zoneout.networks import make_cell
-from mechanisms.recurrent import Cell, Noise, pixel_permutation, sequential_images
+from mechanisms.recurrent import Cell, Noise, sequential_images
 from mechanisms.recurrent.scan import scan
 
 
@@ -39,7 +39,7 @@ class Stack:
         self.settings, self.benches, self.device = settings, benches, benches[0].device
         self.x, self.y = {}, {}
         splits = [read_splits(settings, bench.seed) for bench in benches]
-        orders = [pixel_permutation(STEPS["digits"], generator=bench.generator("permutation")) for bench in benches]
+        orders = [pixel_order(settings, bench) for bench in benches]
         for part in ("train", "validation", "test"):
             own = [getattr(split, part) for split in splits]
             read = [
