@@ -66,12 +66,13 @@ REACH = Experiment(
     ),
 )
 
+CHARACTER_VARIANTS = ("plain", "zoneout", "swapped", "static", "per-layer")
 CHARACTERS = Experiment(
     name="characters",
     description="One LSTM layer predicts characters: 12,000 characters of the Python manual, which it overfits, at "
     "laptop scale; the Penn Treebank at paper scale.",
     run=texts.run_text,
-    variants=("plain", "zoneout", "swapped", "static", "per-layer"),
+    variants=CHARACTER_VARIANTS,
     scales={
         "smoke": Text(**TINY),
         "laptop": Text(),
@@ -126,12 +127,12 @@ CHARACTERS = Experiment(
     figures=(
         Figure(
             "Learning curves",
-            pictures.learning_curves(("plain", "zoneout", "swapped", "static", "per-layer"), "bpc"),
+            pictures.learning_curves(CHARACTER_VARIANTS, "bpc"),
             "Means over seeds, as far as all seeds went; whole lines validation, dotted lines training.",
         ),
-        bars(BPC, "Best validation, by variant", caption=NEAR),
+        bars(BPC, "Best validation, by variant", variants=CHARACTER_VARIANTS, caption=NEAR),
         bars("gap", "Gap between validation and training", variants=("plain", "zoneout")),
-        bars("test_bpc", "Test, at the best validation", caption="Bits per character."),
+        bars("test_bpc", "Test, at the best validation", variants=CHARACTER_VARIANTS, caption="Bits per character."),
     ),
 )
 
@@ -156,7 +157,7 @@ ABLATIONS = Experiment(
     variants=ABLATION_VARIANTS,
     scales={"smoke": Text(**TINY), "paper": CHARACTERS.scales["paper"]},
     figures=(
-        bars(BPC, "Best validation, by rates and baselines", caption=NEAR),
+        bars(BPC, "Best validation, by rates and baselines", variants=ABLATION_VARIANTS, caption=NEAR),
         Figure(
             "Learning curves of the baselines",
             pictures.learning_curves(("plain", "zoneout", *ABLATION_VARIANTS[-3:]), "bpc"),
@@ -283,7 +284,7 @@ NORMALISED = Experiment(
     variants=("batch-norm", "batch-norm-zoneout"),
     scales={
         "smoke": Images(**DIGITS | {"hidden_size": 8}, epochs=1, num_train=50),
-        "laptop": Images(**DIGITS, epochs=16, evaluate_every=2),
+        "laptop": Images(**DIGITS, epochs=12, evaluate_every=2),
         "paper": Images(**MNIST),
     },
     claims=(

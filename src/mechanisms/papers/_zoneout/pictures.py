@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mechanisms.lab.figures import canvas, line
+from mechanisms.lab.figures import SYMBOLS, canvas, line
 from mechanisms.lab.records import Cell
 
 if TYPE_CHECKING:
@@ -22,14 +22,18 @@ def learning_curves(variants: Sequence[str], measure: str) -> Callable[[Cell], p
 def _draw_learning(variants: tuple[str, ...], measure: str, cell: Cell) -> plotly.graph_objects.Figure:
     words = "bits per character" if measure == "bpc" else measure
     figure = canvas(x="update", y=words, height=460)
-    for place, variant in enumerate(variants):
+    for variant in variants:
+        # The colour that the other figures of the cell give it.
+        place = cell.variants.index(variant) if variant in cell.variants else len(cell.variants)
         for part, look in (("validation", {"dash": "solid"}), ("train", {"dash": "dot", "width": 1.6})):
             steps, means = mean_curve(cell, f"{part}_{measure}", variant)
             figure.add_scatter(
                 x=steps or [None],
                 y=means or [None],
                 name=f"{variant}, {part}" + ("" if steps else " (no records yet)"),
+                mode="lines+markers",
                 line=line(place, **look),
+                marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 6, "maxdisplayed": 8},
                 legendgroup=variant,
                 hovertemplate="%{x}: %{y:.3f}",
             )
