@@ -7,7 +7,8 @@ Training steps (masks drawn, forward and backward, the input needs a gradient; I
 (b) against the loop over single steps that is common in public code (espnet's ZoneOutCell around nn.LSTMCell). Target:
     at least 5 times faster at the smallest size, twice where T * B * H < 1,000,000, 1.4 times elsewhere.
 (c) `ZoneoutGRU` and `ZoneoutRNN` against torch's, and all three in evaluation; reported, without a target.
-(d) Two threads, `ZoneoutLSTM` against `torch.nn.LSTM`: the ratio may be at most 1.25 times that of one thread.
+(d) The masks alone, beside `torch.rand(...) < rate` and `bernoulli_`; reported.
+(e) Two threads, `ZoneoutLSTM` against `torch.nn.LSTM`: the ratio may be at most 1.25 times that of one thread.
 
 All runs of one size are measured in turns, so that a busy machine slows them alike; the ratio is the median of the
 ratios of neighbouring runs. Seconds are those of this process's thread where one thread computes, which do not count
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from mechanisms.recurrent.protocol import Noise
 from mechanisms.recurrent.scan import scan
+from mechanisms.recurrent.zoneout import draw_masks
 from mechanisms.recurrent.zoneout_layers import ZoneoutGRU, ZoneoutLSTM, ZoneoutRNN
 
 SIZES = [
@@ -72,7 +74,7 @@ class HeldCell(nn.Module):
         return torch.stack(outputs)
 
 
-def held_cell_like(network: nn.Module) -> HeldCell:
+def held_cell_like(network: ZoneoutLSTM) -> HeldCell:
     """The peer with the same weights."""
     cell = nn.LSTMCell(network.input_size, network.hidden_size, dtype=network.weight_hh_l0.dtype)
     cell.load_state_dict({name.removesuffix("_l0"): one for name, one in network.state_dict().items()})
@@ -85,7 +87,7 @@ def check_agreement() -> None:
     ours = ZoneoutLSTM(INPUTS, 32, zoneout_cell=CELL, zoneout_hidden=HIDDEN, dtype=torch.float64)
     peer = held_cell_like(ours)
     x = torch.randn(20, 5, INPUTS, dtype=torch.float64, requires_grad=True)
-    cell = ours._network.cells[0]
+    cell = ours._network._cell(0)
     noise = cell.noise(20, 5)
     masks = noise.own["h"].double(), noise.own["c"].double()
     for backend in ("kernel", "eager") if DEVICE.type == "cpu" else ("eager",):
@@ -160,6 +162,19 @@ def lstm_steps(steps: int, rows: int, size: int, *, loop: bool) -> dict[str, Cal
     return found
 
 
+def mask_draws(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+    def ours() -> None:
+        draw_masks(shape, CELL)
+
+    def compared() -> None:
+        torch.less(torch.rand(shape), CELL)
+
+    def bernoulli() -> None:
+        torch.empty(shape).bernoulli_(CELL)
+
+    return {"ours": ours, "rand < rate": compared, "bernoulli_": bernoulli}
+
+
 def most(steps: int, rows: int, size: int) -> float:
     if size >= 256 or steps * rows >= 12_800:
         return 1.3
@@ -223,6 +238,12 @@ def main() -> None:
             seconds = in_turns({"plain": evaluation(first(plain), plain, x), "ours": evaluation(first(own), own, x)}, 9)
             evaluated = ratio(seconds["ours"], seconds["plain"])
             print(f"{name:<5} {f'{steps}, {rows}, {size}':<16} training {trained:5.2f}   evaluation {evaluated:5.2f}")
+
+    print("\nreported: masks of both states alone, milliseconds")
+    for steps, rows, size in sizes[:1] if quick else [(100, 8, 64), (100, 32, 128), (100, 32, 512)]:
+        seconds = in_turns(mask_draws((2, steps, rows, size)), 9)
+        times = "   ".join(f"{name} {statistics.median(one) * 1e3:6.2f}" for name, one in seconds.items())
+        print(f"{f'{steps}, {rows}, {size}':<16} {times}")
 
     if DEVICE.type != "cpu":
         return
