@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 REMINDED: dict[str, dict[str, Any]] = {
     "sab-additive": {"score": "additive"},
     "sab-released": {"score": "released"},
-    "sab-additive-trunc-1": {"score": "additive", "k_trunc": 1},
     "sab-released-trunc-1": {"score": "released", "k_trunc": 1},
 }
 

@@ -274,7 +274,7 @@ def _optimizer(settings: Recall, parameters: list[Tensor]) -> Any:
     import torch
 
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr)
+        return torch.optim.Adam(parameters, lr=settings.lr, fused=True)
     return torch.optim.RMSprop(parameters, lr=settings.lr, alpha=settings.rmsprop_alpha)
 
 
