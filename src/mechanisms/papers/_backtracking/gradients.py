@@ -23,7 +23,7 @@ class Reach:
     k_trunc: int = 5
     k_top: int = 5
     k_att: int = 2
-    map_every: int = 10
+    map_every: int = 8
 
 
 def run_reach(settings: Reach, variant: str, bench: Bench) -> dict[str, Any]:
