@@ -273,6 +273,7 @@ paper = Paper(
     parts=(
         "mechanisms.recurrent.backtracking",
         "mechanisms.recurrent.backtracking_layers",
+        "mechanisms.recurrent.sparsifier",
         "mechanisms.recurrent.tasks",
     ),
 )
