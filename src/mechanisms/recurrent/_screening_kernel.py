@@ -1,7 +1,7 @@
 """Relevancy screening and full self-attention over whole sequences, on the CPU, in one call of C each way.
 
-The same numbers as the steps of `RelevancyScreening` and `SelfAttentiveCell`, in the index form: hidden vectors and keys
-of the trajectory are kept once, an entry is a place among them, and gradients of values and keys are added up in place.
+The same numbers as the steps of `RelevancyScreening` and `SelfAttentiveCell`, in the index form: hidden vectors and
+keys of the trajectory are kept once, an entry is a place among them, and their gradients are added up in place.
 The backward pass is written by hand; it recomputes tanh of the scores. Gradients of gradients are refused.
 
     de_j = α_j (dα_j - Σ_k α_k dα_k),    dp_j = de_j v (1 - z_j²),    dh_t = DH_t + DK_t U_a
@@ -22,6 +22,7 @@ from mechanisms.recurrent._attention_kernel import (
     BackwardPass,
     Inner,
     attention_threads,
+    check_shapes,
     fill_cell,
     forward_buffers,
     pack_attention,
@@ -104,6 +105,28 @@ def screened_sequence(
         attended: U_a, V_a, v.
         values, keys: entries that came with the state, (B, P, H) and (B, P, A), or `None`.
     """
+    (batch, hidden), size = s.shape, attended.score.shape[1]
+    prefix, places = 0 if values is None else values.shape[1], settings.members.shape[1]
+    check_shapes(
+        *(x, s, c, settings.inner, weights),
+        {
+            "the key's weight": (attended.key, (size, hidden)),
+            "the query's weight": (attended.query, (size, hidden)),
+            "the score's weight": (attended.score, (1, size)),
+            "values": (values, (batch, prefix, hidden)),
+            "keys": (keys, (batch, prefix, size)),
+            "relevance": (settings.relevance, (batch, prefix)),
+            "first": (settings.first, (batch,)),
+            "members": (settings.members, (batch, places)),
+            "lengths": (settings.lengths, (batch,)),
+        },
+    )
+    if (
+        settings.lengths is not None
+        and batch
+        and not 0 <= int(settings.lengths.min()) <= int(settings.lengths.max()) <= len(x)
+    ):
+        raise ValueError(f"lengths must be between 0 and the {len(x)} steps of the input: {settings.lengths.tolist()}")
     given = [None if one is None else one.contiguous() for one in (x, s, c)]
     given += [*weights, *attended, values, keys]
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given):
@@ -136,7 +159,7 @@ class _Screened(torch.autograd.Function):
 def _job(settings: Screening, given: list[Any], lengths: Tensor | None) -> tuple[ScreeningJob, list[Any]]:
     """Sizes and settings, for both passes; and what must be kept alive."""
     x, s0, c0 = given[:3]
-    steps, batch = x.shape[:2]
+    steps = len(x)
     score = given[9]
     prefix = 0 if given[10] is None else given[10].shape[1]
     room, places = prefix + steps, settings.members.shape[1]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mechanisms._base.validation import check_choice, check_number
 from mechanisms.recurrent._trees import Tree, first_tensor, per_row, shapes, tree_map
-from mechanisms.recurrent.protocol import Cell, Device, Noise, State, project
+from mechanisms.recurrent.protocol import Cell, Device, State, project
 
 COMBINE = ("sum", "mean")
 READOUT = ("state", "hidden")
@@ -81,7 +81,7 @@ class SelfAttention(Cell):
         """The inner cell's."""
         return self.cell.noise(steps, batch_size, generator=generator, device=device, dtype=dtype)
 
-    def project(self, inputs: Tree, noise: Noise | None = None) -> Tree:
+    def project(self, inputs: Tree, noise: Tree = None) -> Tree:
         """The inner cell's."""
         return project(self.cell, inputs, noise)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mechanisms._base.validation import check_choice
+from mechanisms._base.validation import check_choice, check_number
 from mechanisms.recurrent._flat_network import FlatNetwork
 from mechanisms.recurrent.cells import LSTMCell, ModReLU, RNNCell
 from mechanisms.recurrent.module import Recurrent
@@ -46,6 +46,7 @@ class RelevancyNetwork(FlatNetwork):
         super().__init__()
         if attention.pop("proj_size", 0):
             raise ValueError(f"proj_size is not offered by {type(self).__name__}; put an nn.Linear behind it")
+        check_number(num_layers, "num_layers", at_least=1)
         self.input_size, self.hidden_size, self.num_layers, self.bias = input_size, hidden_size, num_layers, bias
         self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
 

@@ -1,0 +1,1 @@
+"""The runs of the relevancy screening recipe, one file per question."""
