@@ -32,7 +32,7 @@ from mechanisms.recurrent._attention_kernel import (
     pack_attention,
     space,
 )
-from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates
+from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates, refuse_second_derivatives
 from mechanisms.recurrent.kernels import Hold, Weights
 
 SOURCE = "reminding.c"
@@ -157,11 +157,7 @@ class _Reminded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
-                "or scan(..., twice_differentiable=True)"
-            )
+        refuse_second_derivatives()
         with torch.autocast("cpu", enabled=False):
             kept = ctx.saved_tensors
             run = _Run(ctx.settings, list(kept[:12]))

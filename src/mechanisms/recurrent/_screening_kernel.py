@@ -28,7 +28,7 @@ from mechanisms.recurrent._attention_kernel import (
     pack_attention,
     space,
 )
-from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates
+from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates, refuse_second_derivatives
 from mechanisms.recurrent.kernels import Weights
 
 SOURCE = "screening.c"
@@ -147,16 +147,12 @@ class _Screened(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
-                "or scan(..., twice_differentiable=True)"
-            )
+        refuse_second_derivatives()
         with torch.autocast("cpu", enabled=False):
             return None, *_backward(ctx.settings, ctx.needs_input_grad[1:], ctx.saved_tensors, grads[:5])
 
 
-def _job(settings: Screening, given: list[Any], lengths: Tensor | None) -> tuple[ScreeningJob, list[Any]]:
+def _job(settings: Screening, given: list[Any]) -> tuple[ScreeningJob, list[Any]]:
     """Sizes and settings, for both passes; and what must be kept alive."""
     x, s0, c0 = given[:3]
     steps = len(x)
@@ -178,7 +174,7 @@ def _job(settings: Screening, given: list[Any], lengths: Tensor | None) -> tuple
     attention.kind, attention.size, attention.room = settings.inner.kind, score.numel(), room
     attention.point(list=entries, energy=energy, width=width)
     attention.cell.fed_row = s0.shape[1]
-    attention.cell.point(lengths=lengths)
+    attention.cell.point(lengths=settings.lengths)
     fill_cell(attention.cell, settings.inner, x, s0, c0)
     job.point(first=settings.first)
     return job, [entries, energy, width]
@@ -191,14 +187,14 @@ def _forward(settings: Screening, given: list[Any], *, trains: bool) -> tuple[tu
     library = load_library(SOURCE, x.dtype)
     steps, batch = x.shape[:2]
     hidden = s0.shape[1]
-    job, alive = _job(settings, given, settings.lengths)
+    job, alive = _job(settings, given)
     attention, cell = job.attention, job.attention.cell
     prefix, room, places = job.prefix, attention.room, job.places
     values, keys = x.new_empty(batch, room, hidden), x.new_empty(batch, room, attention.size)
     relevance = x.new_zeros(batch, room)
     if prefix:
         values[:, :prefix], keys[:, :prefix], relevance[:, :prefix] = old_values, old_keys, settings.relevance
-    members = settings.members.clone()
+    members = settings.members.clone(memory_format=torch.contiguous_format)
     members_of_steps = members.new_empty(steps, batch, places) if trains else None
     width = alive[-1]
     offset = (width.cumsum(0) - width) * batch if trains else torch.zeros_like(width)
@@ -233,7 +229,7 @@ def _backward(
     grad_out, grad_s, grad_c, grad_values, grad_keys = grads
     states = output if fed is None else fed
     library = load_library(SOURCE, x.dtype)
-    job, alive = _job(settings, given, settings.lengths)
+    job, alive = _job(settings, given)
     attention, cell = job.attention, job.attention.cell
     d_values, d_keys, ds, dc = (
         torch.zeros_like(like) if grad is None else grad.clone(memory_format=torch.contiguous_format)

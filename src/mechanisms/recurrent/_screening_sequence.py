@@ -149,7 +149,7 @@ def _run(
         share=0.5 if cell.combine == "mean" else 1.0,
         reads_state=cell.readout == "state",
         normalised=normalised,
-        first=first.to(torch.int32),
+        first=first.to(torch.int32).contiguous(),
         members=members.to(torch.int32),
         relevance=inputs.new_zeros(len(first), 0) if relevance is None else relevance.contiguous(),
         lengths=ends,
