@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.backtracking import SABInfo as SABInfo
     from mechanisms.recurrent.backtracking import SABState as SABState
     from mechanisms.recurrent.backtracking import SparseAttentiveBacktracking as SparseAttentiveBacktracking
-    from mechanisms.recurrent.backtracking import sparse_attention as sparse_attention
     from mechanisms.recurrent.backtracking_layers import SABLSTM as SABLSTM
     from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
     from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.self_attentive import SelfAttentiveCell as SelfAttentiveCell
     from mechanisms.recurrent.self_attentive import SelfAttentiveInfo as SelfAttentiveInfo
     from mechanisms.recurrent.self_attentive import SelfAttentiveState as SelfAttentiveState
+    from mechanisms.recurrent.sparsifier import sparse_attention as sparse_attention
     from mechanisms.recurrent.states import detach as detach
     from mechanisms.recurrent.states import expand as expand
     from mechanisms.recurrent.states import freeze as freeze
@@ -150,7 +150,7 @@ _HOMES: dict[str, str] = {
     "scan_chunks": "scan",
     "select": "states",
     "sequential_images": "tasks",
-    "sparse_attention": "backtracking",
+    "sparse_attention": "sparsifier",
     "state_from_dict": "states",
     "state_to_dict": "states",
     "to_torch_state": "states",
