@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,56 @@ def test_a_cache_that_others_may_write_to_is_not_used(cache: Path, source: Path,
     cache.chmod(others)
     assert load_kernel(source).answer() == 42
     assert not built[0].startswith(str(cache))
+
+
+@pytest.mark.parametrize("others", [0o770, 0o707])
+def test_a_cache_that_others_may_replace_is_not_used(cache: Path, source: Path, others: int, monkeypatch) -> None:
+    load_kernel(source)
+    built = count_builds(monkeypatch)
+    for above in (cache.parent, cache.parent.parent):
+        forget()
+        before = stat.S_IMODE(above.stat().st_mode)
+        above.chmod(others)
+        assert load_kernel(source).answer() == 42
+        assert not built[-1].startswith(str(cache))
+        above.chmod(others | stat.S_ISVTX)  # as /tmp: others may write, but not to what is the user's
+        forget()
+        assert load_kernel(source).answer() == 42
+        above.chmod(before)
+    assert len(built) == 2
+
+
+def test_a_kernel_does_not_wait_for_another_to_be_built(cache: Path, source: Path, monkeypatch) -> None:
+    begun, finish = threading.Event(), threading.Event()
+    find = compiled._find
+
+    def slowly(path: Path, flags: tuple[str, ...]) -> object:
+        if flags:
+            begun.set()
+            assert finish.wait(60)
+        return find(path, flags)
+
+    monkeypatch.setattr(compiled, "_find", slowly)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(load_kernel, source, ("-DANSWER=7",))
+        assert begun.wait(60)
+        assert load_kernel(source).answer() == 42
+        finish.set()
+        assert slow.result().answer() == 7
+
+
+def test_a_header_that_changes_builds_anew(cache: Path, source: Path, monkeypatch) -> None:
+    header = source.with_name("number.h")
+    header.write_text('#include "deeper.h"\n')
+    source.with_name("deeper.h").write_text("#define NUMBER 1\n")
+    source.write_text('#include "number.h"\nint answer(void) { return NUMBER; }\n')
+    assert load_kernel(source).answer() == 1
+    source.with_name("deeper.h").write_text("#define NUMBER 2\n")
+    forget()
+    assert load_kernel(source).answer() == 2
+    header.unlink()
+    forget()
+    assert "number.h" in why_not(source)
 
 
 def test_a_cache_or_kernel_of_someone_else_is_not_used(cache: Path, source: Path, monkeypatch) -> None:

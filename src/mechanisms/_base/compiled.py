@@ -29,15 +29,17 @@ class CannotCompile(RuntimeError):
 
 
 _loaded: dict[tuple[Path, tuple[str, ...]], ctypes.CDLL | CannotCompile] = {}
+_building: dict[tuple[Path, tuple[str, ...]], threading.Lock] = {}
 _lock = threading.Lock()
 
 
 def load_kernel(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The library made of one C file: from this process, the user's cache, or the compiler, in this order.
 
-    The compiler is `$CC`, else `cc`, `gcc` or `clang`. The library's name is a hash of the source, its headers, the flags, the
-    processor and the compiler, so that a change of any of them builds anew. Only a cache that belongs to the user and
-    that nobody else can write to is read; without one the kernel is built for this process alone.
+    The compiler is `$CC`, else `cc`, `gcc` or `clang`. The library's name is a hash of the source, its headers,
+    the flags, the processor and the compiler, so that a change of any of them builds anew. Only a cache that belongs to
+    the user and that nobody else can write to or replace is read; without one the kernel is built for this process
+    alone.
 
     Args:
         source: the C file; plain C, no headers but the standard ones and those beside it.
@@ -54,13 +56,17 @@ def load_kernel(source: Path, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
     2
     """
     key = (source, flags)
-    with _lock:
-        if key not in _loaded:
-            try:
-                _loaded[key] = _find(source, flags)
-            except CannotCompile as error:
-                _loaded[key] = error
-        found = _loaded[key]
+    if (found := _loaded.get(key)) is None:
+        # Each kernel has a lock of its own: whoever wants another need not wait for this one's compiler.
+        with _lock:
+            own = _building.setdefault(key, threading.Lock())
+        with own:
+            if (found := _loaded.get(key)) is None:
+                try:
+                    found = _find(source, flags)
+                except CannotCompile as error:
+                    found = error
+                _loaded[key] = found
     if isinstance(found, CannotCompile):
         raise CannotCompile(*found.args)
     return found
@@ -130,7 +136,10 @@ def _texts(source: Path) -> list[bytes]:
     while waiting:
         path = waiting.pop()
         if path not in found:
-            found[path] = path.read_bytes()
+            try:
+                found[path] = path.read_bytes()
+            except OSError as error:
+                raise CannotCompile(f"{path.name} cannot be read: {error}") from None
             waiting += [path.parent / name.decode() for name in INCLUDE.findall(found[path])]
     return [text for _, text in sorted(found.items())]
 
@@ -152,7 +161,23 @@ def _own_folder() -> Path | None:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError:
         return None
-    return folder if _only_mine(folder) else None
+    return folder if _only_mine(folder) and _nobody_can_replace(folder) else None
+
+
+def _nobody_can_replace(folder: Path) -> bool:
+    """Whether no other user can put another folder in its place: who may write to a folder above can rename what is in
+    it, unless that folder is sticky, as /tmp is."""
+    if not hasattr(os, "getuid"):
+        return True
+    try:
+        above = [parent.stat() for parent in folder.resolve().parents]
+    except OSError:
+        return False
+    return all(
+        found.st_uid in (0, os.getuid())
+        and (not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or found.st_mode & stat.S_ISVTX)
+        for found in above
+    )
 
 
 def _only_mine(path: Path) -> bool:

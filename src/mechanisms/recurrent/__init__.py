@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.backtracking import SABState as SABState
     from mechanisms.recurrent.backtracking import SparseAttentiveBacktracking as SparseAttentiveBacktracking
     from mechanisms.recurrent.backtracking import sparse_attention as sparse_attention
+    from mechanisms.recurrent.backtracking_layers import SABLSTM as SABLSTM
     from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
     from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
     from mechanisms.recurrent.batch_norm import BatchStatistics as BatchStatistics
@@ -96,6 +97,7 @@ _HOMES: dict[str, str] = {
     "RelevancyScreening": "relevancy",
     "RelevancyState": "relevancy",
     "SABInfo": "backtracking",
+    "SABLSTM": "backtracking_layers",
     "SABState": "backtracking",
     "ScanResult": "scan",
     "SelfAttentiveCell": "self_attentive",

@@ -18,7 +18,6 @@ from mechanisms.recurrent._native import (
     Struct,
     activations,
     fields,
-    pack_gates,
     pack_rows,
     threads_for,
 )
@@ -114,8 +113,40 @@ def applies(source: str, *tensors: Tensor | None) -> bool:
     return unavailable(*given, source=source) is None
 
 
+def check_shapes(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    inner: Inner,
+    weights: Weights,
+    expected: dict[str, tuple[Any, tuple[int, ...]]],
+) -> None:
+    """C reads what shapes say, so they must be true.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if x.dim() != 3 or h.dim() != 2 or not x.shape[0]:
+        raise ValueError(f"expected inputs (T, B, I) and h (B, H), got {tuple(x.shape)} and {tuple(h.shape)}")
+    (steps, batch, inputs), hidden = x.shape, h.shape[1]
+    rows = (4, 3, 1)[inner.kind] * hidden
+    known = {
+        "h": (h, (batch, hidden)),
+        "c": (c, (batch, hidden)),
+        "weight_ih": (weights.ih, (rows, inputs)),
+        "weight_hh": (weights.hh, (rows, hidden)),
+        "bias_ih": (weights.bias_ih, (rows,)),
+        "bias_hh": (weights.bias_hh, (rows,)),
+        "the mask of h": (inner.hold_h.mask, (steps, batch, hidden)),
+        "the mask of c": (inner.hold_c.mask, (steps, batch, hidden)),
+    }
+    for name, (tensor, shape) in (known | expected).items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with inputs {tuple(x.shape)} it must be {shape}")
+
+
 class Attended(NamedTuple):
-    """Parameters of the attention: U_a or W_2 (A, H), V_a or W_3 (A, H), v or w_1 (1, A); the first two may be missing."""
+    """Parameters of the attention: U_a or W_2 (A, H), V_a or W_3 (A, H), v or w_1 (1, A); two may be missing."""
 
     key: Tensor | None
     query: Tensor | None
@@ -123,7 +154,7 @@ class Attended(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """What the forward pass makes of the cell and keeps for the other: activations, c of every step, h of every step."""
+    """What the forward pass keeps for the other: activations, c and h of every step, queries."""
 
     saved: Tensor | None
     c: Tensor | None

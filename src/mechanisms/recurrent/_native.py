@@ -173,6 +173,20 @@ class GateGradients:
         return d_ih, d_hh
 
 
+def refuse_second_derivatives() -> None:
+    """To be called first in a backward pass by hand.
+
+    Raises:
+        RuntimeError: gradients of gradients are being recorded.
+    """
+    # Not once_differentiable: where the loss is linear in the output, that lets create_graph=True pass unnoticed.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
+            "or scan(..., twice_differentiable=True)"
+        )
+
+
 def threads_for(steps: int, batch: int, work_per_row: int) -> int:
     """How many threads are worth it."""
     work = steps * batch * work_per_row

@@ -1,13 +1,15 @@
 """Sparse attentive backtracking over whole sequences, on the CPU, in one call of C each way for each segment.
 
-The same numbers as the steps of `SparseAttentiveBacktracking`. Stored states are places of a trajectory; all are scored,
-but only the chosen ones are remembered, since the weights depend on the k_top + 1 largest scores alone: the others have
-a gradient of exactly zero. Gradients of values and keys are added up in place, from the last step to the first.
+The same numbers as the steps of `SparseAttentiveBacktracking`. Stored states are places of a trajectory; all are
+scored, but only the chosen ones are remembered, since the weights depend on the k_top + 1 largest scores alone: the
+others have a gradient of exactly zero. Gradients of values and keys are added up in place, from the last step to the
+first.
 
-With checkpoints a sequence is cut into segments. What links them is the store and the state at their borders, so that is
-all that is kept: the backward pass runs each segment again before it goes through it.
+With checkpoints a sequence is cut into segments. What links them is the store and the state at their borders, so that
+is all that is kept: the backward pass runs each segment again before it goes through it.
 
-Shapes: T steps, B rows, I inputs, H hidden units, A the size of keys, P entries that came with the state, `room` places.
+Shapes: T steps, B rows, I inputs, H hidden units, A the size of keys, P entries that came with the state, `room` places
+of a row.
 """
 
 import ctypes
@@ -24,12 +26,13 @@ from mechanisms.recurrent._attention_kernel import (
     Buffers,
     Inner,
     attention_threads,
+    check_shapes,
     fill_cell,
     forward_buffers,
     pack_attention,
     space,
 )
-from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates
+from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates, refuse_second_derivatives
 from mechanisms.recurrent.kernels import Hold, Weights
 
 SOURCE = "reminding.c"
@@ -114,6 +117,23 @@ def reminded_sequence(
         attended: W_2, W_3, w_1; for the released score `None`, `None`, w (1, 2H).
         values, keys: entries that came with the state, (B, P, H) and (B, P, A).
     """
+    (batch, hidden), (prefix, size) = h.shape, keys.shape[1:]
+    check_shapes(
+        *(x, h, c, settings.inner, weights),
+        {
+            "the key's weight": (attended.key, (size, hidden)),
+            "the query's weight": (attended.query, (size, hidden)),
+            "the score's weight": (attended.score, (1, 2 * hidden if settings.linear else size)),
+            "values": (values, (batch, prefix, hidden)),
+            "keys": (keys, (batch, prefix, 1 if settings.linear else size)),
+            "taken": (settings.taken, (batch,)),
+            "held": (settings.held, (batch,)),
+        },
+    )
+    if batch and (
+        int(settings.taken.min()) < 0 or not 0 <= int(settings.held.min()) <= int(settings.held.max()) <= prefix
+    ):
+        raise ValueError(f"counts of the state do not fit its {prefix} entries: {settings.held.tolist()}")
     given = [None if one is None else one.contiguous() for one in (x, h, c)]
     given += [*weights, *attended, values, keys]
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given):
@@ -137,15 +157,11 @@ class _Reminded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
-                "or scan(..., twice_differentiable=True)"
-            )
+        refuse_second_derivatives()
         with torch.autocast("cpu", enabled=False):
             kept = ctx.saved_tensors
             run = _Run(ctx.settings, list(kept[:12]))
-            return None, *run.backward(ctx.needs_input_grad[1:], *kept[12:15], kept[15:], grads)
+            return None, *run.backward(ctx.needs_input_grad[1:], kept[12:], grads)
 
 
 class _Piece(NamedTuple):
@@ -283,13 +299,11 @@ class _Run:
     def backward(
         self,
         needed: tuple[bool, ...],
-        values: Tensor,
-        keys: Tensor,
-        output: Tensor | None,
         kept: tuple[Any, ...],
         grads: tuple[Any, ...],
     ) -> tuple[Tensor | None, ...]:
         """Gradients of all that was given, segment by segment from the last."""
+        (values, keys, output), kept = kept[:3], kept[3:]
         grad_out, grad_c, grad_values, grad_keys = grads
         settings, attended = self.settings, self.attended
         d_values, d_keys = (

@@ -12,10 +12,10 @@ from mechanisms.recurrent._trees import Tree
 
 
 def reminded_by_kernel(
-    cell: Any, inputs: Tensor, state: Any, noise: Tree, checkpoint: int | bool | None = None
+    cell: Any, inputs: Tree, state: Any, noise: Tree, checkpoint: int | bool | None = None
 ) -> tuple[Tensor, Any] | Any:
     """All steps of a `SparseAttentiveBacktracking` in the kernel, or `NotImplemented`."""
-    if state.ragged or not applies(SOURCE, state.values, state.keys):
+    if not isinstance(inputs, Tensor) or state.ragged or not applies(SOURCE, state.values, state.keys):
         return NotImplemented
     steps = len(inputs)
     known = known_cell(cell.cell, state.inner, noise, steps)

@@ -1,7 +1,7 @@
 """Relevancy screening and full self-attention over whole sequences, on the CPU, in one call of C each way.
 
-The same numbers as the steps of `RelevancyScreening` and `SelfAttentiveCell`, in the index form: hidden vectors and keys
-of the trajectory are kept once, an entry is a place among them, and gradients of values and keys are added up in place.
+The same numbers as the steps of `RelevancyScreening` and `SelfAttentiveCell`, in the index form: hidden vectors and
+keys of the trajectory are kept once, an entry is a place among them, and their gradients are added up in place.
 The backward pass is written by hand; it recomputes tanh of the scores. Gradients of gradients are refused.
 
     de_j = α_j (dα_j - Σ_k α_k dα_k),    dp_j = de_j v (1 - z_j²),    dh_t = DH_t + DK_t U_a
@@ -22,12 +22,13 @@ from mechanisms.recurrent._attention_kernel import (
     BackwardPass,
     Inner,
     attention_threads,
+    check_shapes,
     fill_cell,
     forward_buffers,
     pack_attention,
     space,
 )
-from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates
+from mechanisms.recurrent._native import Struct, fields, load_library, over_rows, pack_gates, refuse_second_derivatives
 from mechanisms.recurrent.kernels import Weights
 
 SOURCE = "screening.c"
@@ -104,6 +105,28 @@ def screened_sequence(
         attended: U_a, V_a, v.
         values, keys: entries that came with the state, (B, P, H) and (B, P, A), or `None`.
     """
+    (batch, hidden), size = s.shape, attended.score.shape[1]
+    prefix, places = 0 if values is None else values.shape[1], settings.members.shape[1]
+    check_shapes(
+        *(x, s, c, settings.inner, weights),
+        {
+            "the key's weight": (attended.key, (size, hidden)),
+            "the query's weight": (attended.query, (size, hidden)),
+            "the score's weight": (attended.score, (1, size)),
+            "values": (values, (batch, prefix, hidden)),
+            "keys": (keys, (batch, prefix, size)),
+            "relevance": (settings.relevance, (batch, prefix)),
+            "first": (settings.first, (batch,)),
+            "members": (settings.members, (batch, places)),
+            "lengths": (settings.lengths, (batch,)),
+        },
+    )
+    if (
+        settings.lengths is not None
+        and batch
+        and not 0 <= int(settings.lengths.min()) <= int(settings.lengths.max()) <= len(x)
+    ):
+        raise ValueError(f"lengths must be between 0 and the {len(x)} steps of the input: {settings.lengths.tolist()}")
     given = [None if one is None else one.contiguous() for one in (x, s, c)]
     given += [*weights, *attended, values, keys]
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in given):
@@ -124,19 +147,15 @@ class _Screened(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
-                "or scan(..., twice_differentiable=True)"
-            )
+        refuse_second_derivatives()
         with torch.autocast("cpu", enabled=False):
             return None, *_backward(ctx.settings, ctx.needs_input_grad[1:], ctx.saved_tensors, grads[:5])
 
 
-def _job(settings: Screening, given: list[Any], lengths: Tensor | None) -> tuple[ScreeningJob, list[Any]]:
+def _job(settings: Screening, given: list[Any]) -> tuple[ScreeningJob, list[Any]]:
     """Sizes and settings, for both passes; and what must be kept alive."""
     x, s0, c0 = given[:3]
-    steps, batch = x.shape[:2]
+    steps = len(x)
     score = given[9]
     prefix = 0 if given[10] is None else given[10].shape[1]
     room, places = prefix + steps, settings.members.shape[1]
@@ -155,7 +174,7 @@ def _job(settings: Screening, given: list[Any], lengths: Tensor | None) -> tuple
     attention.kind, attention.size, attention.room = settings.inner.kind, score.numel(), room
     attention.point(list=entries, energy=energy, width=width)
     attention.cell.fed_row = s0.shape[1]
-    attention.cell.point(lengths=lengths)
+    attention.cell.point(lengths=settings.lengths)
     fill_cell(attention.cell, settings.inner, x, s0, c0)
     job.point(first=settings.first)
     return job, [entries, energy, width]
@@ -168,14 +187,14 @@ def _forward(settings: Screening, given: list[Any], *, trains: bool) -> tuple[tu
     library = load_library(SOURCE, x.dtype)
     steps, batch = x.shape[:2]
     hidden = s0.shape[1]
-    job, alive = _job(settings, given, settings.lengths)
+    job, alive = _job(settings, given)
     attention, cell = job.attention, job.attention.cell
     prefix, room, places = job.prefix, attention.room, job.places
     values, keys = x.new_empty(batch, room, hidden), x.new_empty(batch, room, attention.size)
     relevance = x.new_zeros(batch, room)
     if prefix:
         values[:, :prefix], keys[:, :prefix], relevance[:, :prefix] = old_values, old_keys, settings.relevance
-    members = settings.members.clone()
+    members = settings.members.clone(memory_format=torch.contiguous_format)
     members_of_steps = members.new_empty(steps, batch, places) if trains else None
     width = alive[-1]
     offset = (width.cumsum(0) - width) * batch if trains else torch.zeros_like(width)
@@ -210,7 +229,7 @@ def _backward(
     grad_out, grad_s, grad_c, grad_values, grad_keys = grads
     states = output if fed is None else fed
     library = load_library(SOURCE, x.dtype)
-    job, alive = _job(settings, given, settings.lengths)
+    job, alive = _job(settings, given)
     attention, cell = job.attention, job.attention.cell
     d_values, d_keys, ds, dc = (
         torch.zeros_like(like) if grad is None else grad.clone(memory_format=torch.contiguous_format)

@@ -13,12 +13,12 @@ from mechanisms.recurrent.protocol import State
 
 
 def relevancy_sequence(
-    cell: Any, inputs: Tensor, state: Any, noise: Tree, lengths: list[int] | None = None
+    cell: Any, inputs: Tree, state: Any, noise: Tree, lengths: list[int] | None = None
 ) -> tuple[Tensor, Any] | Any:
     """All steps of a `RelevancyScreening` in the kernel, or `NotImplemented`."""
     relevances = state.set_relevance, state.buffer_relevance
     leaves = (state.buffer_value, state.buffer_key, state.set_value, state.set_key, *relevances)
-    if not applies(SOURCE, *leaves):
+    if not isinstance(inputs, Tensor) or not applies(SOURCE, *leaves):
         return NotImplemented
     filled = state.buffer_index >= 0
     if bool((filled[:, :-1] & ~filled[:, 1:]).any()):
@@ -82,9 +82,9 @@ def _picked(screened: Screened, relevance: Tensor, source: Tensor, place: Tensor
     return {"value": rows(screened.values), "key": rows(screened.keys), "relevance": relevance, "index": index}
 
 
-def self_attentive_sequence(cell: Any, inputs: Tensor, state: Any, noise: Tree) -> tuple[Tensor, Any] | Any:
+def self_attentive_sequence(cell: Any, inputs: Tree, state: Any, noise: Tree) -> tuple[Tensor, Any] | Any:
     """All steps of a `SelfAttentiveCell` in the kernel, or `NotImplemented`."""
-    if not applies(SOURCE, state.values, state.keys):
+    if not isinstance(inputs, Tensor) or not applies(SOURCE, state.values, state.keys):
         return NotImplemented
     filled = state.index >= 0
     rows, size = filled.shape
@@ -149,7 +149,7 @@ def _run(
         share=0.5 if cell.combine == "mean" else 1.0,
         reads_state=cell.readout == "state",
         normalised=normalised,
-        first=first.to(torch.int32),
+        first=first.to(torch.int32).contiguous(),
         members=members.to(torch.int32),
         relevance=inputs.new_zeros(len(first), 0) if relevance is None else relevance.contiguous(),
         lengths=ends,

@@ -190,8 +190,6 @@ class SparseAttentiveBacktracking(Cell):
         block_attention_gradient: bool = False,
         max_memory: int | None = None,
         readout: str = "both",
-        device: Device = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         size, like = _hidden_size(cell)
@@ -215,7 +213,7 @@ class SparseAttentiveBacktracking(Cell):
         self.exact_gradient = cell.exact_gradient and k_trunc is None and not block_attention_gradient
         self.constant_leaves, self.noise_in_eval = cell.constant_leaves, cell.noise_in_eval
         self.twice_differentiable = cell.twice_differentiable
-        options: dict[str, Any] = {"bias": False, "device": device or like.device, "dtype": dtype or like.dtype}
+        options: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
         if score == "additive":
             inner = size if attention_size is None else _whole(attention_size, "attention_size")
             self.key, self.query = nn.Linear(size, inner, **options), nn.Linear(size, inner, **options)
@@ -227,7 +225,15 @@ class SparseAttentiveBacktracking(Cell):
                     "score='additive'"
                 )
             self.score = nn.Linear(2 * size, 1, **options)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The attention's weights: as a linear layer's, and the released score from N(0, 0.01²)."""
+        if self.score_kind == "released":
             nn.init.normal_(self.score.weight, std=0.01)
+        else:
+            for part in (self.key, self.query, self.score):
+                part.reset_parameters()
 
     # --- states -------------------------------------------------------------------------------------------------------
 

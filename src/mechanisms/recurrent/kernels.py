@@ -29,6 +29,7 @@ from mechanisms.recurrent._native import (
     over_rows,
     pack_gates,
     pack_rows,
+    refuse_second_derivatives,
     threads_for,
 )
 
@@ -225,12 +226,7 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        # Not once_differentiable: where the loss is linear in the output, that lets create_graph=True pass unnoticed.
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused kernel has no gradients of gradients (create_graph=True): step singly, with backend='eager' "
-                "or scan(..., twice_differentiable=True)"
-            )
+        refuse_second_derivatives()
         # Products into given tensors know no autocast.
         with torch.autocast("cpu", enabled=False):
             return None, None, None, None, *_backward(ctx.settings, ctx.needs_input_grad[4:], ctx.saved_tensors, *grads)

@@ -183,7 +183,7 @@ class RelevancyScreening(SelfAttention):
     sequence_takes_lengths = True
 
     def sequence(
-        self, inputs: Tensor, state: RelevancyState, noise: Tree, *, lengths: list[int] | None = None
+        self, inputs: Tree, state: RelevancyState, noise: Tree, *, lengths: list[int] | None = None
     ) -> tuple[Tensor, RelevancyState] | Any:
         """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these."""
         return relevancy_sequence(self, inputs, state, noise, lengths)

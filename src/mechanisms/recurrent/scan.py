@@ -304,4 +304,4 @@ def _no_kernel(
 
 def _recomputes(cell: Cell, plan: Plan) -> bool:
     """Whether the fused path has checkpoints of its own."""
-    return getattr(cell, "sequence_takes_checkpoint", False) and plan.lengths is None
+    return bool(getattr(cell, "sequence_takes_checkpoint", False)) and plan.lengths is None

@@ -130,9 +130,7 @@ class SelfAttentiveCell(SelfAttention):
         read = self._output(output, h, s)
         return (read, new, SelfAttentiveInfo(weights, index, recorded)) if need_info else (read, new)
 
-    def sequence(
-        self, inputs: Tensor, state: SelfAttentiveState, noise: Tree
-    ) -> tuple[Tensor, SelfAttentiveState] | Any:
+    def sequence(self, inputs: Tree, state: SelfAttentiveState, noise: Tree) -> tuple[Tensor, SelfAttentiveState] | Any:
         """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these."""
         return self_attentive_sequence(self, inputs, state, noise)
 

@@ -1,0 +1,53 @@
+"""The networks that are compared: an LSTM with all of its gradient or cut, with dense attention, and reminded.
+
+One table for all experiments: a variant's name says everything but the sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from mechanisms.recurrent import Cell, Recurrent
+
+# What is not said is the settings': "trunc" overrides their k_trunc.
+REMINDED: dict[str, dict[str, Any]] = {
+    "sab-additive": {"score": "additive"},
+    "sab-released": {"score": "released"},
+    "sab-additive-trunc-1": {"score": "additive", "k_trunc": 1},
+    "sab-released-trunc-1": {"score": "released", "k_trunc": 1},
+}
+
+
+@runtime_checkable
+class Sizes(Protocol):
+    """What an experiment's settings say about its networks."""
+
+    hidden_size: int
+    k_trunc: int
+    k_top: int
+    k_att: int
+
+
+def make_network(variant: str, settings: Sizes) -> Callable[[int], Recurrent]:
+    """A function from the input size to the network of a variant.
+
+    - "lstm": the whole gradient; "tbptt": cut every k_trunc steps, the first time after k_trunc - 1, as SAB cuts;
+    - "full-attention": softmax over all past states, the whole gradient;
+    - "sab-...": see `REMINDED`.
+    """
+    from mechanisms.recurrent import LSTMCell, Recurrent, SelfAttentiveCell, SparseAttentiveBacktracking
+
+    def make_cell(size: int) -> Cell:
+        cell = LSTMCell(size, settings.hidden_size)
+        if variant == "full-attention":
+            return SelfAttentiveCell(cell)
+        if variant in REMINDED:
+            options = {"k_trunc": settings.k_trunc, "k_top": settings.k_top, "k_att": settings.k_att}
+            return SparseAttentiveBacktracking(cell, **(options | REMINDED[variant]))
+        return cell
+
+    cut = (settings.k_trunc, settings.k_trunc - 1) if variant == "tbptt" else None
+    # Between cuts torch's own kernel runs, which pays for segments of five steps already.
+    return lambda size: Recurrent(make_cell, size, truncate=cut, backend="kernel" if cut else "auto")
