@@ -6,6 +6,8 @@ The paper's own settings, on recall, permuted MNIST and characters, need hours o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mechanisms.lab import Claim, Experiment, Figure, Paper, all_of, at_least, at_most, better_than, exactly
 from mechanisms.lab.figures import bars, curves
 from mechanisms.papers._relevancy import cost, pictures, reach, remember, sequences
@@ -116,12 +118,6 @@ COST = Experiment(
 TINY = Remember(updates=3, every=3, hidden_size=8, batch_size=4, test_delays=(40, 80), test_size=8, probe=16)
 
 
-def _tiny(**changes: object) -> Remember:
-    from dataclasses import replace
-
-    return replace(TINY, **changes)
-
-
 DENOISE = Experiment(
     name="denoise",
     description="Five symbols at random places among 24 steps, to be repeated after a marker; tested at longer delays "
@@ -181,7 +177,7 @@ COPYING = Experiment(
     "them.",
     run=remember.run_remember,
     variants=remember.COPYING,
-    scales={"smoke": _tiny(task="copying"), "laptop": Remember(task="copying")},
+    scales={"smoke": replace(TINY, task="copying"), "laptop": Remember(task="copying")},
     claims=(
         Claim(
             "Screening keeps the accuracy of full attention on copying",
@@ -219,12 +215,6 @@ LARGE = Remember(
 )
 
 
-def _large(**changes: object) -> Remember:
-    from dataclasses import replace
-
-    return replace(LARGE, **changes)
-
-
 TRANSFER = Experiment(
     name="transfer-copying",
     description="The paper's copying task, trained at a delay of 100 and tested up to 5,000 without further training; "
@@ -232,8 +222,9 @@ TRANSFER = Experiment(
     run=remember.run_remember,
     variants=remember.ORIGINAL,
     scales={
-        "smoke": _tiny(task="copying", initialisation="released"),
-        "paper": _large(
+        "smoke": replace(TINY, task="copying", initialisation="released"),
+        "paper": replace(
+            LARGE,
             task="copying",
             delay=100,
             lr=2e-4,
@@ -259,8 +250,8 @@ ORIGINAL = Experiment(
     run=remember.run_remember,
     variants=remember.ORIGINAL,
     scales={
-        "smoke": _tiny(initialisation="released"),
-        "paper": _large(delay=1000, lr=1e-3, short_term=15, relevant=15, test_delays=()),
+        "smoke": replace(TINY, initialisation="released"),
+        "paper": replace(LARGE, delay=1000, lr=1e-3, short_term=15, relevant=15, test_delays=()),
     },
     claims=(
         Claim(

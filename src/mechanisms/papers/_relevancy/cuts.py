@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mechanisms.recurrent import Cell
 from mechanisms.recurrent.self_attentive import SelfAttentiveCell
 
 
@@ -16,6 +17,7 @@ class AttentionOnly(SelfAttentiveCell):
     """
 
     exact_gradient = False
+    sequence = Cell.sequence  # the kernel cuts nothing
 
     def _combined(self, h: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         return super()._combined(h.detach(), weights, values)
@@ -30,6 +32,7 @@ class RecurrenceOnly(SelfAttentiveCell):
     """
 
     exact_gradient = False
+    sequence = Cell.sequence  # the kernel cuts nothing
 
     def _combined(self, h: Tensor, weights: Tensor, values: Tensor) -> Tensor:
         return super()._combined(h, weights.detach(), values.detach())

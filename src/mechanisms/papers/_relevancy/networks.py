@@ -1,53 +1,19 @@
-"""The networks that are compared, by the name of the variant."""
+"""The networks that are compared, by the name of the variant.
+
+They read from a configuration: `hidden_size`; `short_term` and `relevant`, the sizes of buffer and set; `few`, the size
+of the set of the variant "few"; `initialisation`, torch's or that of the released code; and of plain networks the
+`nonlinearity` ("tanh", "modrelu") and the `rotation` they begin with there ("henaff", "cayley").
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn
 
 Initialisation = Literal["torch", "released"]
-
-
-class Sizes(Protocol):
-    """What the networks need to know of a configuration."""
-
-    @property
-    def hidden_size(self) -> int:
-        """Units."""
-        ...
-
-    @property
-    def short_term(self) -> int:
-        """States in the buffer."""
-        ...
-
-    @property
-    def relevant(self) -> int:
-        """Places of the relevant set."""
-        ...
-
-    @property
-    def few(self) -> int:
-        """Places of the relevant set of the variant "few"."""
-        ...
-
-    @property
-    def initialisation(self) -> Initialisation:
-        """torch's, or that of the released code."""
-        ...
-
-    @property
-    def rotation(self) -> Literal["henaff", "cayley"]:
-        """How plain networks' recurrent matrices begin in the released code."""
-        ...
-
-    @property
-    def nonlinearity(self) -> Literal["tanh", "modrelu"]:
-        """Of plain networks."""
-        ...
 
 
 # What each variant changes in a network with screening.
@@ -63,7 +29,7 @@ FULL: dict[str, dict[str, Any]] = {"full": {}, "full-released": {"released": Tru
 PLAIN = ("lstm", "rnn")
 
 
-def network_maker(settings: Sizes, variant: str) -> Callable[[int], nn.Module]:
+def network_maker(settings: Any, variant: str) -> Callable[[int], nn.Module]:
     """The function that makes a variant's network from the size of its input.
 
     "lstm", "rnn": without attention; "full...": full attention; all else: relevancy screening. "...-rnn": on a plain
@@ -101,7 +67,7 @@ def network_maker(settings: Sizes, variant: str) -> Callable[[int], nn.Module]:
     return make
 
 
-def _plain_cell(settings: Sizes, size: int) -> Any:
+def _plain_cell(settings: Any, size: int) -> Any:
     from mechanisms.recurrent import ModReLU, RNNCell
 
     nonlinearity = "tanh" if settings.nonlinearity == "tanh" else ModReLU(settings.hidden_size)

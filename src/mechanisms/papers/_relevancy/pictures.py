@@ -34,7 +34,11 @@ def draw_toy(cell: Cell) -> plotly.graph_objects.Figure:
                 continue
             curve = next(iter(runs.values()))
             # What vanishes at once would flatten the rest.
-            points = [(t, value) for t, value in zip(curve.step, curve.value, strict=True) if value > -8]
+            points = [
+                (t, float(value))
+                for t, value in zip(curve.step, curve.value, strict=True)
+                if value is not None and value > -8
+            ]
             figure.add_scatter(
                 x=[t for t, _ in points],
                 y=[value for _, value in points],
@@ -103,7 +107,7 @@ def draw_held(variants: tuple[str, ...]) -> Callable[[Cell], plotly.graph_object
                 by_step: dict[int, list[float]] = {}
                 for run in runs:
                     for step, value in zip(run.step, run.value, strict=True):
-                        by_step.setdefault(int(step), []).append(value)
+                        by_step.setdefault(int(step), []).append(value or 0.0)
                 steps = list(range(max(len(steps), 1 + max(by_step))))
                 rows.append(f"{plain(variant)}: {what}, {when}")
                 table.append([statistics.fmean(by_step[step]) if step in by_step else None for step in steps])
@@ -118,7 +122,7 @@ def draw_held(variants: tuple[str, ...]) -> Callable[[Cell], plotly.graph_object
                 colorbar={"title": "share"},
                 hovertemplate="step %{x}<br>%{y}<br>in the set: %{z}<extra></extra>",
             )
-        figure.update_yaxes(autorange="reversed")
+        figure.update_yaxes(type="category", autorange="reversed")
         return _or_nothing(figure)
 
     return draw

@@ -29,6 +29,7 @@ class Remember(Recall):
     """
 
     task: Literal["copying", "denoise", "adding"] = "denoise"
+    updates: int = 2000
     short_term: int = 5
     relevant: int = 10
     few: int = 3

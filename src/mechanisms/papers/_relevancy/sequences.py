@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from mechanisms.lab import Bench, config
@@ -45,8 +46,6 @@ class RelevantCharacters(Language):
 
 def run_pixels(settings: RelevantPixels, variant: str, bench: Bench) -> dict[str, Any]:
     """Accuracy on images. Plain networks have an optimiser of their own, and their gradients are not clipped."""
-    from dataclasses import replace
-
     if variant.endswith("rnn"):
         settings = replace(settings, optimizer=settings.rnn_optimizer, lr=settings.rnn_lr, clip=None)
     return classify_pixels(network_maker(settings, variant), settings, bench, name=variant)
@@ -54,8 +53,6 @@ def run_pixels(settings: RelevantPixels, variant: str, bench: Bench) -> dict[str
 
 def run_characters(settings: RelevantCharacters, variant: str, bench: Bench) -> dict[str, Any]:
     """Bits per character."""
-    from dataclasses import replace
-
     from mechanisms.lab import data
 
     if settings.corpus == "manual":

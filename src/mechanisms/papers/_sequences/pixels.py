@@ -99,7 +99,7 @@ def classify_pixels(
         network = make_network(channels)
     with seeded(stream_seed(bench.seed, "head")):
         model = LastOutputClassifier(network, classes)
-    x, y = torch.from_numpy(splits.train.x), torch.from_numpy(splits.train.y)
+    x, y = torch.tensor(splits.train.x), torch.tensor(splits.train.y)
 
     def ready(examples: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return to_sequence(examples[0].to(bench.device)), examples[1].to(bench.device)
@@ -170,8 +170,8 @@ def accuracy(
     for begin in range(0, len(split), batch_size):
         part = split.take(slice(begin, begin + batch_size))
         with torch.no_grad():
-            logits, _ = model(to_sequence(torch.from_numpy(part.x).to(device)))
-        right += (logits.argmax(-1) == torch.from_numpy(part.y).to(device)).sum()
+            logits, _ = model(to_sequence(torch.tensor(part.x).to(device)))
+        right += (logits.argmax(-1) == torch.tensor(part.y).to(device)).sum()
     return int(right) / len(split)
 
 
