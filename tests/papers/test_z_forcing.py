@@ -87,6 +87,13 @@ def test_variants_of_a_seed_begin_alike_and_meet_the_same_data() -> None:
         assert torch.equal(batch[1], batches[0][1])
 
 
+def test_the_weight_of_the_auxiliary_cost_can_be_set() -> None:
+    one, two = (blocks.run(small(alpha=alpha), "aux", Bench(0)) for alpha in (None, 0.0005))
+    assert one == two
+    assert blocks.run(small(alpha=0.5), "aux", Bench(0)) != one
+    assert blocks.run(small(alpha=0.5), "latent", Bench(0)) == blocks.run(small(), "latent", Bench(0))
+
+
 def test_each_network_is_clipped_by_its_own_norm() -> None:
     block = Block(small(clip=0.5), Kind(), [Bench(0), Bench(1)])
     for place, weight in enumerate(block.weights.values()):
@@ -126,7 +133,7 @@ def test_the_pictures_show_what_one_seed_recorded() -> None:
 
 def test_the_claims_are_those_of_the_paper() -> None:
     paper = load_paper("z-forcing")
-    assert paper.experiment("frames").variants == tuple(FRAMES)
+    assert set(paper.experiment("frames").variants) < set(FRAMES)
     assert paper.experiment("tokens").variants == tuple(TOKENS)
     checks = [claim.check.statement for claim in paper.experiment("tokens").claims]
     assert checks[0] == "kl: aux - latent >= 0.1"
