@@ -217,7 +217,8 @@ class Block:
 
         settings, bench = self.settings, self.benches[place]
         found: dict[str, Any] = self.bound(place, settings.sequences, "test")
-        found["perplexity"] = math.exp(-found["elbo"] / settings.steps)
+        if settings.data == "tokens":
+            found["perplexity"] = math.exp(-found["elbo"] / settings.steps)
         if self.kind.latent:
             sequence = self.sequences(place, settings.watched, bench.generator("test"))[0].to(self.device)
             with torch.no_grad():
