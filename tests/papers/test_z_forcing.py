@@ -71,7 +71,8 @@ def test_a_block_is_its_seeds_alone(data: str, variant: str) -> None:
     together = blocks.run_together(small(data), variant, [Bench(3), Bench(4)])
     alone = [blocks.run(small(data), variant, Bench(seed)) for seed in (3, 4)]
     for mine, theirs in zip(together, alone, strict=True):
-        for name in ("elbo", "kl", "perplexity"):
+        assert ("perplexity" in mine) == (data == "tokens")
+        for name in mine.keys() & {"elbo", "kl", "perplexity"}:
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5)
     assert together[0] != together[1]
 
@@ -85,6 +86,13 @@ def test_variants_of_a_seed_begin_alike_and_meet_the_same_data() -> None:
     for batch in batches[1:]:
         assert torch.equal(batch[0], batches[0][0])
         assert torch.equal(batch[1], batches[0][1])
+
+
+def test_the_weight_of_the_auxiliary_cost_can_be_set() -> None:
+    one, two = (blocks.run(small(alpha=alpha), "aux", Bench(0)) for alpha in (None, 0.0005))
+    assert one == two
+    assert blocks.run(small(alpha=0.5), "aux", Bench(0)) != one
+    assert blocks.run(small(alpha=0.5), "latent", Bench(0)) == blocks.run(small(), "latent", Bench(0))
 
 
 def test_each_network_is_clipped_by_its_own_norm() -> None:
@@ -126,7 +134,7 @@ def test_the_pictures_show_what_one_seed_recorded() -> None:
 
 def test_the_claims_are_those_of_the_paper() -> None:
     paper = load_paper("z-forcing")
-    assert paper.experiment("frames").variants == tuple(FRAMES)
+    assert set(paper.experiment("frames").variants) < set(FRAMES)
     assert paper.experiment("tokens").variants == tuple(TOKENS)
     checks = [claim.check.statement for claim in paper.experiment("tokens").claims]
     assert checks[0] == "kl: aux - latent >= 0.1"

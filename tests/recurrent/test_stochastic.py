@@ -32,7 +32,8 @@ def make(inner: str = "lstm") -> StochasticCell:
 
 @pytest.mark.parametrize("inner", INNER)
 def test_it_keeps_the_contract_around(inner: str) -> None:
-    check_cell(lambda: make(inner))
+    # One of each kind is compiled, which takes longer than all else.
+    check_cell(lambda: make(inner), compile=inner in ("lstm", "leaky", "layer norm"))
 
 
 def test_the_conditional_cell_keeps_the_contract() -> None:
