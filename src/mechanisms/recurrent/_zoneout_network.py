@@ -131,6 +131,15 @@ class ZoneoutNetwork(nn.Module):
                         lent.append((place, name))
         return lent
 
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        """As usual; but where no static mask is given, as by torch's modules, those that were drawn stay."""
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        masks = {prefix + name for name, _ in self.named_buffers(recurse=False)}
+        missing_keys += missing if masks & state_dict.keys() else [name for name in missing if name not in masks]
+
     def _replicate_for_data_parallel(self) -> "ZoneoutNetwork":
         replica = super()._replicate_for_data_parallel()
         shared = {id(tensor): tensor for tensor in [*self._network.parameters(), *self._network.buffers()]}
