@@ -144,6 +144,7 @@ def test_any_text_is_read_by_its_characters() -> None:
 def test_mnist_keeps_the_order_of_its_files(tmp_path: Path, packed: bool, inner: str) -> None:
     write_mnist(tmp_path / inner, packed=packed)
     splits = data.mnist(tmp_path, num_validation=20)
+    assert splits.train.x.flags.writeable  # or torch warns of it
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [100, 20, 40]
     assert splits.train.x.dtype == np.uint8
     assert np.array_equal(splits.validation.y, np.arange(100, 120) % 10)
