@@ -5,6 +5,7 @@ import io
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,21 @@ def test_penn_treebank_and_text8_are_read_by_a_name_of_the_hub_s_library(tmp_pat
     assert data.text8(hub=str(tmp_path / "t8")).sha256 == data.text8(tmp_path / "text8").sha256
     with pytest.raises(ValueError, match="no column 'sentence'"):
         data.penn_treebank(hub=str(tmp_path / "t8"))
+
+
+def test_a_set_that_comes_with_a_program_is_read_from_the_hub_s_tables(monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name: str, split: str, revision: str | None = None) -> Any:
+        asked.append((name, split, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found ptb_text_only.py")
+        return datasets.Dataset.from_dict({"sentence": ["the market rose"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert data.penn_treebank(hub="owner/name", level="words").vocabulary == ("<eos>", "market", "rose", "the")
+    assert asked[:2] == [("owner/name", "train", None), ("owner/name", "train", "refs/convert/parquet")]
 
 
 def test_text8_is_cut_by_position_and_read_from_a_file_a_zip_or_a_folder(tmp_path: Path) -> None:
