@@ -51,12 +51,14 @@ REACH = Experiment(
         ),
     ),
     figures=(
-        curves(
-            "gradient",
-            "Gradient on the memory over time",
-            x="step",
-            log_y=True,
-            caption="Relative to that on the last step's; geometric mean over the networks.",
+        pictures.in_powers(
+            curves(
+                "gradient",
+                "Gradient on the memory over time",
+                x="step",
+                log_y=True,
+                caption="Relative to that on the last step's; geometric mean over the networks.",
+            )
         ),
         Figure(
             "Time scale of a unit, by rate",
