@@ -130,7 +130,7 @@ def _fingerprint(source: Path, command: list[str]) -> str:
 
 
 def source_texts(source: Path) -> list[bytes]:
-    """The text of a C file and of the headers that it includes from its own folder, each once, in the order of their names.
+    """The text of a C file and of the headers it includes from its own folder, each once, ordered by name.
 
     Raises:
         CannotCompile: one of them cannot be read.
