@@ -211,8 +211,9 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 
 
 @needs_compiler
-def test_the_state_of_screening_holds_nothing_of_the_trajectory() -> None:
-    cell = RelevancyScreening(LSTMCell(3, 8), short_term=4, relevant=3)
+@pytest.mark.parametrize("wrapper", ["screening", "full, bounded", "sab, ring"])
+def test_a_state_of_fixed_size_holds_nothing_of_the_trajectory(wrapper: str) -> None:
+    cell = WRAPPERS[wrapper](LSTMCell(3, 8))
     sizes = []
     with torch.no_grad():
         for steps in (30, 300):
@@ -299,6 +300,48 @@ def test_what_the_kernel_does_not_compute_goes_through_single_steps(wrapper: str
     cell = WRAPPERS[wrapper](LSTMCell(3, 4))
     assert scan(cell, torch.randn(5, 0, 3)).output.shape[1] == 0
     assert scan(cell, torch.randn(5, 2, 3), need_info=True).info is not None
+
+
+class Unattended(RelevancyScreening):
+    def _combined(self, h: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return h
+
+
+class Detached(SelfAttentiveCell):
+    def _combined(self, h: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return super()._combined(h, weights, values.detach())
+
+
+class Even(SparseAttentiveBacktracking):
+    def _scores(self, provisional: Tensor, keys: Tensor) -> Tensor:
+        return torch.zeros_like(super()._scores(provisional, keys))
+
+
+@pytest.mark.parametrize("kind", [Unattended, Detached, Even])
+def test_a_subclass_computes_what_it_says(kind: Any) -> None:
+    torch.manual_seed(0)
+    cell, x = kind(LSTMCell(3, 4)), torch.randn(9, 2, 3)
+    assert cell.sequence(x, cell.initial_state(2), None) is NotImplemented
+    found, expected = (results(cell, x, cell.initial_state(2), None, backend=name) for name in ("auto", "eager"))
+    assert all(torch.equal(a, b) for a, b in zip(found[0] + found[1], expected[0] + expected[1], strict=True))
+
+
+@pytest.mark.parametrize("wrapper", ["screening", "full", "sab"])
+def test_layers_of_the_attention_that_were_replaced_are_not_ignored(wrapper: str) -> None:
+    def with_bias(cell: Any) -> None:
+        cell.query = torch.nn.Linear(4, 4)
+
+    def with_norm(cell: Any) -> None:
+        torch.nn.utils.parametrizations.weight_norm(cell.query)
+
+    def with_hook(cell: Any) -> None:
+        cell.query.register_forward_hook(lambda module, given, output: 2 * output)
+
+    for change in (with_bias, with_norm, with_hook):
+        torch.manual_seed(0)
+        cell, x = spread(WRAPPERS[wrapper](LSTMCell(3, 4))), torch.randn(9, 2, 3)
+        change(cell)
+        assert torch.equal(scan(cell, x).output, scan(cell, x, backend="eager").output)
 
 
 @needs_compiler

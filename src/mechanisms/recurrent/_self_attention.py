@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.validation import check_choice, check_number
-from mechanisms.recurrent._trees import Tree, first_tensor, per_row, shapes, tree_map
+from mechanisms.recurrent._trees import Tree, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, State, project
 
 COMBINE = ("sum", "mean")
@@ -145,11 +145,6 @@ class SelfAttention(Cell):
         """What a step gives out: s or h, in the place of the inner cell's (first) output."""
         read = s if self.readout == "state" else h
         return read if isinstance(output, Tensor) else output._replace(**{output._fields[0]: read})
-
-    def _start(self, batch_size: int, device: Device, dtype: torch.dtype | None) -> tuple[State, Tensor, torch.device]:
-        """The inner cell's state before the first step, and its hidden vector, which is s."""
-        inner = self.cell.initial_state(batch_size, device=device, dtype=dtype)
-        return inner, self.cell.hidden(inner), first_tensor(inner).device
 
     def extra_repr(self) -> str:
         """What is not the default."""

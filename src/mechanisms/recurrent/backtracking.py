@@ -340,7 +340,11 @@ class SparseAttentiveBacktracking(Cell):
 
         With `checkpoint` (steps of a segment; `True` takes k_trunc) segments are run again in the backward pass, and
         nothing is kept but the store and the states between them.
+
+        Subclasses, which may compute otherwise, step singly unless they define their own.
         """
+        if type(self) is not SparseAttentiveBacktracking:
+            return NotImplemented
         return reminded_by_kernel(self, inputs, state, noise, checkpoint)
 
     def _cut(self, state: SABState) -> State:
