@@ -1,6 +1,8 @@
 """Fused sequences of the attention wrappers equal single steps: outputs, states, gradients; and what they keep."""
 
 import ctypes
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -362,6 +364,32 @@ def test_what_would_be_read_out_of_bounds_is_refused(wrapper: str) -> None:
     if wrapper == "screening":
         with pytest.raises(ValueError, match="lengths"):
             cell.sequence(torch.randn(5, 2, 3), state, None, lengths=[6, 1])
+
+
+@pytest.mark.parametrize("interrupted", ["own part", "waiting"])
+def test_an_interrupt_waits_for_all_threads(interrupted: str, monkeypatch) -> None:
+    """Memory that they write to is freed when the call ends."""
+    main, written, join = threading.current_thread(), [], threading.Thread.join
+    calls = []
+
+    def run(job: Any) -> None:
+        if threading.current_thread() is main:
+            if interrupted == "own part":
+                raise KeyboardInterrupt
+            return
+        time.sleep(0.1)
+        written.append(job)
+
+    def interruptible(self: threading.Thread, timeout: float | None = None) -> None:
+        calls.append(self)
+        if interrupted == "waiting" and len(calls) == 1:
+            raise KeyboardInterrupt
+        join(self, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interruptible)
+    with pytest.raises(KeyboardInterrupt):
+        native.over_rows(run, native.SequenceJob(batch=5), 3)
+    assert len(written) == 2
 
 
 @pytest.mark.parametrize(
