@@ -110,8 +110,9 @@ class RelevancyNetwork(FlatNetwork):
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
+            # With strict=False it is shapes that do not fit, whatever else is missing.
             missing = set(self.state_dict()) - set(state_dict)
-            if missing and all(name.startswith(ATTENTION) for name in missing):
+            if strict and missing and all(name.startswith(ATTENTION) for name in missing):
                 raise RuntimeError(
                     f"{error}\nThe attention alone is missing: with strict=False it keeps the values it has, and the "
                     "rest is loaded"
