@@ -72,7 +72,7 @@ class ReleasedWay(nn.Module):
             if not bool((places[place] >= 0).any()):
                 break
             one = [
-                states[places[place, row].item()][row] if places[place, row].item() >= 0 else states[0].new_zeros(size)
+                states[member][row] if (member := places[place, row].item()) >= 0 else states[0].new_zeros(size)
                 for row in range(rows)
             ]
             found.append(torch.stack(one))
