@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechanisms._base.validation import check_choice, check_number
+from mechanisms._base.validation import check_choice
+from mechanisms.recurrent._doors import check_whole
 from mechanisms.recurrent._trees import Tree, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, State, project
 
@@ -52,7 +53,7 @@ class SelfAttention(Cell):
         self.input_size, self.output_size = cell.input_size, like.shape[-1]
         self.attention_size = self.output_size
         if attention_size is not None:
-            self.attention_size = int(check_number(attention_size, "attention_size", at_least=1))
+            self.attention_size = check_whole(attention_size, "attention_size")
         self.growing, self.rows_independent, self.exact_gradient = (
             cell.growing,
             cell.rows_independent,

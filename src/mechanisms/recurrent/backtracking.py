@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mechanisms._base.validation import check_choice
+from mechanisms.recurrent._doors import check_whole
 from mechanisms.recurrent._reminding_sequence import reminded_by_kernel
 from mechanisms.recurrent._trees import Tree, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, State, project
@@ -61,7 +62,7 @@ def sparse_attention(scores: Tensor, k: int, *, valid: Tensor | None = None, rel
     >>> sparse_attention(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]), 2)
     tensor([[0.0000, 0.0000, 0.0000, 0.3333, 0.6667]])
     """
-    k = _whole(k, "k")
+    k = check_whole(k, "k")
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     n = scores.shape[-1]
     few = scores if released else _softmax(scores, valid)
@@ -194,10 +195,10 @@ class SparseAttentiveBacktracking(Cell):
         super().__init__()
         size, like = _hidden_size(cell)
         self.cell, self.hidden_size = cell, size
-        self.k_trunc = None if k_trunc is None else _whole(k_trunc, "k_trunc")
-        self.k_top = None if k_top is None else _whole(k_top, "k_top")
-        self.k_att = _whole(k_att, "k_att")
-        self.max_memory = None if max_memory is None else _whole(max_memory, "max_memory")
+        self.k_trunc = None if k_trunc is None else check_whole(k_trunc, "k_trunc")
+        self.k_top = None if k_top is None else check_whole(k_top, "k_top")
+        self.k_att = check_whole(k_att, "k_att")
+        self.max_memory = None if max_memory is None else check_whole(max_memory, "max_memory")
         self.score_kind = check_choice(score, "score", SCORES)
         self.sparsifier = check_choice(sparsifier, "sparsifier", SPARSIFIERS)
         self.readout = check_choice(readout, "readout", READOUTS)
@@ -215,7 +216,7 @@ class SparseAttentiveBacktracking(Cell):
         self.twice_differentiable = cell.twice_differentiable
         options: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
         if score == "additive":
-            inner = size if attention_size is None else _whole(attention_size, "attention_size")
+            inner = size if attention_size is None else check_whole(attention_size, "attention_size")
             self.key, self.query = nn.Linear(size, inner, **options), nn.Linear(size, inner, **options)
             self.score = nn.Linear(inner, 1, **options)
         else:
@@ -438,15 +439,6 @@ def _by_row(state: SABState) -> bool:
 def _dot(rows: Tensor, weight: Tensor) -> Tensor:
     """Products along the last dimension in the type of `rows`, under autocast too: a sum knows nothing of it."""
     return (rows * weight.to(rows)).sum(-1)
-
-
-def _whole(value: Any, name: str) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}={value}: it must be at least 1")
-    return value
 
 
 def _hidden_size(cell: Cell) -> tuple[int, Tensor]:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mechanisms._base.validation import check_choice, check_number
+from mechanisms._base.validation import check_choice
+from mechanisms.recurrent._doors import check_whole
 from mechanisms.recurrent._screening_sequence import relevancy_sequence
 from mechanisms.recurrent._self_attention import SelfAttention, as_type, wide
 from mechanisms.recurrent._trees import Tree, first_tensor
@@ -126,8 +127,8 @@ class RelevancyScreening(SelfAttention):
     ) -> None:
         check_choice(relevance, "relevance", RELEVANCE)
         super().__init__(cell, attention_size, combine, readout, released, relevance=relevance)
-        self.short_term = int(check_number(short_term, "short_term", at_least=1))
-        self.relevant = int(check_number(relevant, "relevant", at_least=0))
+        self.short_term = check_whole(short_term, "short_term")
+        self.relevant = check_whole(relevant, "relevant", at_least=0)
         self.relevance = relevance
         self.constant_leaves = (*cell.constant_leaves, "buffer_relevance", "set_relevance")
 

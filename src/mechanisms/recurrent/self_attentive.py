@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mechanisms._base.validation import check_number
+from mechanisms.recurrent._doors import check_whole
 from mechanisms.recurrent._screening_sequence import self_attentive_sequence
 from mechanisms.recurrent._self_attention import SelfAttention, as_type
 from mechanisms.recurrent._trees import Tree, first_tensor
@@ -96,7 +96,7 @@ class SelfAttentiveCell(SelfAttention):
         released: bool = False,
     ) -> None:
         super().__init__(cell, attention_size, combine, readout, released)
-        self.max_memory = None if max_memory is None else int(check_number(max_memory, "max_memory", at_least=1))
+        self.max_memory = None if max_memory is None else check_whole(max_memory, "max_memory")
         self.growing = cell.growing or max_memory is None
 
     def initial_state(
