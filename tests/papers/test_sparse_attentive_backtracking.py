@@ -14,7 +14,7 @@ from mechanisms.lab.records import Cell, Record
 from mechanisms.papers._backtracking import corpora, gradients, images, recall
 from mechanisms.papers._backtracking.networks import REMINDED, make_network
 from mechanisms.papers.sparse_attentive_backtracking import paper
-from mechanisms.recurrent import LSTMCell, SelfAttentiveCell, SparseAttentiveBacktracking
+from mechanisms.recurrent import LSTMCell, SparseAttentiveBacktracking
 from tests.lab.corpora import write_mnist, write_penn_treebank, write_text8
 from tests.lab.photographs import write_cifar10
 
@@ -29,11 +29,13 @@ def test_a_variant_s_name_says_what_it_is() -> None:
     assert isinstance(cells["lstm"], LSTMCell)
     assert made["lstm"].truncate is None
     assert made["tbptt"].truncate == (5, 4)
-    assert isinstance(cells["full-attention"], SelfAttentiveCell)
-    for variant, options in REMINDED.items():
-        cell = cells[variant]
+    assert {"full-attention", "sab-additive", "sab-released", "sab-released-trunc-1"} == set(cells) - {"lstm", "tbptt"}
+    for variant in set(cells) - {"lstm", "tbptt"}:
+        cell, options = cells[variant], REMINDED[variant]
         assert isinstance(cell, SparseAttentiveBacktracking)
-        assert (cell.k_trunc, cell.k_top, cell.k_att) == (options.get("k_trunc", 5), 5, 2)
+        dense = variant == "full-attention"  # the same but for what is compared: all entries, and no cut
+        trunc = 1 if variant.endswith("trunc-1") else 5
+        assert (cell.k_trunc, cell.k_top, cell.k_att) == ((None, None, 2) if dense else (trunc, 5, 2))
         assert cell.score_kind == options["score"]
 
 
