@@ -68,6 +68,8 @@ def test_a_run_records_what_the_network_looked_at() -> None:
     assert weights.shape == (steps, 1 + (steps - 1) // 2)
     assert weights.sum(1) == pytest.approx(1, abs=0.05)
     assert ((weights > 0).sum(1) <= SMOKE.k_top).all()
+    long = recall.run_memory(dataclasses.replace(SMOKE, delay=100, test_delays=()), "full-attention", Bench(seed=0))
+    assert len(long["attention"]) == long["attention_steps"] * 52 <= recall.SHOWN  # of 104 steps the last
     assert "attention" not in recall.run_memory(SMOKE, "lstm", Bench(seed=0))
     if found["accuracy"]:
         assert found["kept"] == found["accuracy_at_160"] / found["accuracy"]

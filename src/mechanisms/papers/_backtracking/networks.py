@@ -42,6 +42,7 @@ def make_network(variant: str, settings: Sizes) -> Callable[[int], Recurrent]:
     """A function from the input size to the network of a variant.
 
     - "lstm": the whole gradient; "tbptt": cut every k_trunc steps, the first time after k_trunc - 1, as SAB cuts;
+      "tbptt-20": every 20 whatever k_trunc is;
     - "full-attention": as "sab-additive", but with the softmax over all stored states, and the whole gradient;
     - "sab-...": see `REMINDED`.
     """
@@ -54,6 +55,7 @@ def make_network(variant: str, settings: Sizes) -> Callable[[int], Recurrent]:
             return SparseAttentiveBacktracking(cell, **(options | REMINDED[variant]))
         return cell
 
-    cut = (settings.k_trunc, settings.k_trunc - 1) if variant == "tbptt" else None
+    steps = {"tbptt": settings.k_trunc, "tbptt-20": 20}.get(variant)
+    cut = None if steps is None else (steps, steps - 1)
     # Between cuts torch's own kernel runs, which pays for segments of five steps already.
     return lambda size: Recurrent(make_cell, size, truncate=cut, backend="kernel" if cut else "auto")
