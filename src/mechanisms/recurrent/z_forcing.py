@@ -206,7 +206,7 @@ class ZForcing(nn.Module):
         auxiliary_weight: float | int = 0.0,
         backward_weight: float | int = 0.0,
     ) -> Tensor:
-        """What is minimised: the weighted costs per sequence, averaged over the sequences that are not empty; 0 of none.
+        """What is minimised: the weighted costs per sequence, averaged over those sequences that are not empty.
 
         Looking whether it is finite costs one synchronisation on a GPU.
 
