@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mechanisms.recurrent._stochastic_kernel import _tanh
 from mechanisms.recurrent.cells import GRUCell, LSTMCell, RNNState
 from mechanisms.recurrent.densities import LIKELIHOODS, Likelihood, gaussian_kl, gaussian_nll
 from mechanisms.recurrent.protocol import Cell
@@ -364,6 +365,20 @@ def test_one_row_and_one_step() -> None:
     assert output.nll.shape == (1,)
     assert model.elbo(y[:-1], y[1:], num_samples=7).shape == (1,)
     assert model.sample(1).shape == (1, 1, SIZE)
+
+
+def test_a_batch_without_rows_has_a_bound_and_costs_nothing() -> None:
+    model, frames = ZForcing(3, 8, 2), torch.zeros(5, 0, 3)
+    assert float(model.loss(model(frames[:-1], frames[1:]))) == 0
+    for options in ({}, {"num_samples": 3}, {"chunk": 2}):
+        assert model.elbo(frames[:-1], frames[1:], **options).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_kernel_s_tanh_is_torch_s(dtype: torch.dtype) -> None:
+    values = torch.tensor([-math.inf, -90.0, -3.0, -1e-3, 0.0, 1e-9, 0.7, 30.0, math.inf, math.nan], dtype=dtype)
+    found = _tanh(values, torch.empty_like(values))
+    torch.testing.assert_close(found, torch.tanh(values), rtol=0, atol=2 * torch.finfo(dtype).eps, equal_nan=True)
 
 
 def test_the_fused_sequence_is_the_loop_in_costs_and_gradients() -> None:

@@ -151,7 +151,7 @@ def chunks(x: Tensor, y: Tensor, valid: list[int] | None, size: int) -> tuple[Te
 
     ends = [length] * rows if valid is None else valid
     short = [min(max(end - place * size, 0), size) for place in range(pieces) for end in ends]
-    return cut(x), cut(y), None if min(short) == size else short
+    return cut(x), cut(y), None if min(short, default=size) == size else short
 
 
 def repeat(part: Tensor, count: int) -> Tensor:

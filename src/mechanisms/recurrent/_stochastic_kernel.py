@@ -80,9 +80,9 @@ class _Run(torch.autograd.Function):
                 u = product(u[..., : 4 * size], own_z, w_z)
             i, f, g, o = own_gates.chunk(4, -1)
             torch.sigmoid(u, out=own_gates)
-            torch.tanh(u[..., 2 * size : 3 * size], out=g)
+            _tanh(u[..., 2 * size : 3 * size], g)
             torch.mul(f, c, out=own_c).addcmul_(i, g)
-            torch.mul(o, torch.tanh(own_c, out=own_squashed), out=own_h)
+            torch.mul(o, _tanh(own_c, own_squashed), out=own_h)
             h, c = own_h, own_c
         return outputs, cells, z, statistics, gates, layer, squashed
 
@@ -162,6 +162,16 @@ class _Run(torch.autograd.Function):
         ]
         found = _Run.apply(*moved)
         return found, tuple(None if tensor is None else 0 for tensor in found)
+
+
+def _tanh(values: Tensor, out: Tensor) -> Tensor:
+    """`tanh(u) = 2 sigmoid(2 u) - 1`: on a CPU torch's sigmoid takes a fifth of the time of its tanh.
+
+    In half precision the difference would lose the digits of small values.
+    """
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return torch.tanh(values, out=out)
+    return torch.mul(values, 2, out=out).sigmoid_().mul_(2).sub_(1)
 
 
 def _product(like: Tensor) -> Any:

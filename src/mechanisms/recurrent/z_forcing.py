@@ -206,7 +206,7 @@ class ZForcing(nn.Module):
         auxiliary_weight: float | int = 0.0,
         backward_weight: float | int = 0.0,
     ) -> Tensor:
-        """What is minimised: the weighted costs per sequence, averaged over the sequences that are not empty.
+        """What is minimised: the weighted costs per sequence, averaged over those sequences that are not empty.
 
         Looking whether it is finite costs one synchronisation on a GPU.
 
@@ -230,7 +230,7 @@ class ZForcing(nn.Module):
         for name, weight in weights.items():
             if weight:
                 total = total + weight * getattr(output, name)
-        loss = total.sum() / (output.steps > 0).sum()
+        loss = total.sum() / (output.steps > 0).sum().clamp(min=1)
         if doors.eager() and not bool(torch.isfinite(loss)):
             bad = [
                 name
@@ -277,7 +277,7 @@ class ZForcing(nn.Module):
             if noise is not None:
                 raise ValueError("noise is for whole sequences; leave chunk out")
             x, y, valid = doors.chunks(x, y, valid, int(check_number(chunk, "chunk", at_least=1)))
-        many = x.shape[1]
+        pieces = x.shape[1] // rows if rows else 1
         b = self._recognise(y, valid)
         x, y, b = (doors.repeat(part, count) for part in (x, y, b))
         valid = None if valid is None else valid * count
@@ -289,7 +289,7 @@ class ZForcing(nn.Module):
         else:
             z = doors.full(found.z)
             log_ratio = log_ratio - gaussian_nll(z, *p) + gaussian_nll(z, *q)
-        log_weight = doors.total(log_ratio, doors.mask(valid, x)).view(count, many // rows, rows).sum(1)
+        log_weight = doors.total(log_ratio, doors.mask(valid, x)).view(count, pieces, rows).sum(1)
         return torch.logsumexp(log_weight, 0) - math.log(count)
 
     def infer(
