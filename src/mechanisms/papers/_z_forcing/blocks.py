@@ -5,7 +5,6 @@ Data, noise and initial weights follow from each seed alone, so that every varia
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -53,10 +52,10 @@ class Small:
     latent_size: int = 8
     steps: int = 20
     batch_size: int = 32
-    updates: int = 6000
+    updates: int = 5000
     lr: float = 1e-3
     clip: float = 5.0
-    kl_updates: int = 3000
+    kl_updates: int = 2500
     every: int = 300
     alpha: float | None = None  # in place of that of the variants with an auxiliary cost
     watched: int = 200
@@ -156,7 +155,6 @@ class Block:
         import torch
 
         settings = self.settings
-        _keep_freed_memory()
         optimizer = torch.optim.Adam(self.weights.values(), lr=settings.lr, fused=True)
         for update in range(settings.updates):
             sequences, noise = self.batch()
@@ -271,14 +269,3 @@ def pictures(block: Block, place: int) -> dict[str, Any]:
 
 def _rounded(waves: Tensor) -> list[float]:
     return [round(value, 2) for value in waves.clamp(-9, 9).flatten().tolist()]
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep what an update frees: fetched again page by page, it costs an eighth of the time."""
-    try:
-        adjust = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # no glibc
-        return
-    trim_threshold, mmap_threshold = -1, -3
-    adjust(trim_threshold, 2**30)
-    adjust(mmap_threshold, 2**25)
