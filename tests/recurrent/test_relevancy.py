@@ -220,6 +220,53 @@ def test_gradients_are_those_of_lists() -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
+def by_the_released_order(cell: RelevancyScreening, x: Tensor) -> tuple[Tensor, list[list[int]]]:
+    """One sample as the released code goes: attend to what is stored, step the cell, screen, store; h is read.
+
+    A plain network's first query is its pre-activation there, without a bias.
+    """
+    inner, plain = cell.cell, isinstance(cell.cell, RNNCell)
+    state = inner.initial_state(1)
+    s = query = state.h
+    buffer: list[list[Any]] = []  # index, h, relevance
+    members: list[list[Any]] = []
+    outputs, sets = [], []
+    for t in range(len(x)):
+        if t:
+            entries = [*buffer, *members]
+            h = torch.cat([entry[1] for entry in entries])
+            weights = torch.softmax(cell.score(torch.tanh(cell.key(h) + cell.query(query))).squeeze(1), 0)
+            for entry, weight in zip(buffer, weights.tolist(), strict=False):
+                entry[2] += weight
+            query = s = 0.5 * (buffer[-1][1] + (weights.unsqueeze(1) * h).sum(0))
+        elif plain:
+            query = x[:1] @ inner.weight_ih.T
+        output, state = inner(x[t : t + 1], state._replace(h=s))
+        if t >= cell.short_term:
+            old = buffer.pop(0)
+            least = min(members, key=lambda member: member[2], default=old)
+            if len(members) < cell.relevant:
+                members.append(old)
+            elif old[2] > least[2]:
+                members[next(k for k, member in enumerate(members) if member is least)] = old
+        buffer.append([t, output, 0.0])
+        outputs.append(output)
+        sets.append([member[0] for member in members])
+    return torch.cat(outputs), sets
+
+
+@pytest.mark.parametrize("base", ["lstm", "rnn"])
+def test_the_released_form_is_the_released_order_of_steps(base: str) -> None:
+    torch.manual_seed(4)
+    cell = RelevancyScreening(BASES[base](3, 6), short_term=3, relevant=4, released=True).double()
+    x = inputs(30)
+    result = scan(cell, x, keep_states=True)
+    for row in range(x.shape[1]):
+        output, sets = by_the_released_order(cell, x[:, row])
+        torch.testing.assert_close(scan(cell, x).output[:, row], output, rtol=0, atol=1e-13)
+        assert [[i for i in state.set_index[row].tolist() if i >= 0] for state in result.states] == sets
+
+
 # --- weights, relevance, the set --------------------------------------------------------------------------------------
 
 
