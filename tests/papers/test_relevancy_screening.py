@@ -186,7 +186,7 @@ def test_settings_are_the_paper_s() -> None:
     assert (pixels.hidden_size, pixels.batch_size, pixels.epochs, pixels.permutation_seed) == (100, 100, 200, 100)
     assert (characters.window, characters.batch_size, characters.hidden_size) == (150, 128, 1024)
     laptop = DENOISE.scales["laptop"]
-    assert (laptop.delay, laptop.n, laptop.symbols, laptop.short_term, laptop.relevant) == (20, 5, 4, 5, 10)
+    assert (laptop.delay, laptop.n, laptop.symbols, laptop.short_term, laptop.relevant) == (20, 3, 4, 5, 10)
 
 
 def test_the_paper_s_recall_runs_through_when_cut_short() -> None:
