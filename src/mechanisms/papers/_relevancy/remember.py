@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DENOISE = ("lstm", "full", "relevant", "few", "normalised")
-COPYING = ("lstm", "full", "relevant", "hidden")
+COPYING = ("lstm", "full", "relevant")
 ORIGINAL = ("lstm", "full-released", "released", "rnn", "full-rnn", "relevant-rnn", "sab")
 
 
