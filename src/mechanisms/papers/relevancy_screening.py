@@ -186,7 +186,8 @@ COPYING = Experiment(
             "Screening transfers to four times the delay better than an LSTM on copying",
             better_than("accuracy_at_80", "relevant", "lstm", bounds=(0, 1)),
             published=DIRECTION,
-            note="Tried with one seed: 0.41 against 0.28; not seen with five symbols and fewer updates, with either readout.",
+            note="Tried with one seed: 0.41 against 0.28; not seen with five symbols and fewer updates, with either "
+            "readout.",
         ),
     ),
     figures=(
