@@ -1,4 +1,4 @@
-"""Recurrent networks beside torch's own, as ratios: `python benchmarks/bench_recurrent.py [--quick]`. One CPU thread.
+"""Recurrent networks beside torch's own, as ratios: `python benchmarks/bench_recurrent.py [--quick] [--device cuda]`.
 
 (a) `Recurrent` of the plain cells against `nn.LSTM`, `nn.GRU`, `nn.RNN`: plain, in layers and directions, packed.
     Target: at most 1.05 times the time of a training step.
@@ -7,8 +7,9 @@
 (d) Checkpoints every sqrt(T) steps against none. Targets: at most 2.1 times the time, at most 1/8 of the memory.
 (e) One step, as agents take it, against `nn.LSTMCell`, `nn.GRUCell`, `nn.RNNCell`. Target: at most 1.5.
 
-Peer and ours have equal weights and have to agree in outputs and gradients before they are timed. Times are CPU seconds
-of forward and backward; the two alternate, and the ratio is the median over the pairs.
+Peer and ours have equal weights and have to agree in outputs and gradients before they are timed. Times are those of
+forward and backward; the two alternate, and the ratio is the median over the pairs. On the CPU one thread computes, and
+its seconds count; on a GPU the peer is cuDNN (without TF32), and the clock counts until the GPU is done.
 """
 
 import argparse
@@ -28,19 +29,28 @@ from mechanisms.recurrent import Recurrent, from_torch
 from mechanisms.recurrent.scan import scan
 
 INPUT = 64
+DEVICE = torch.device("cpu")
 Run = Callable[[], Tensor]
 
 
+def now() -> float:
+    """Seconds: of this process on the CPU; of the clock on a GPU, when it has done what it was given."""
+    if DEVICE.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(DEVICE)
+    return time.perf_counter()
+
+
 def pairs(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median ratio of CPU seconds over alternating runs, and the peer's median in milliseconds."""
+    """Median ratio of seconds over alternating runs, and the peer's median in milliseconds."""
     ours(), peer()
     ratios, seconds = [], []
     for _ in range(repeats):
         times = []
         for run in (ours, peer):
-            start = time.process_time()
+            start = now()
             run()
-            times.append(time.process_time() - start)
+            times.append(now() - start)
         ratios.append(times[0] / times[1])
         seconds.append(times[1])
     return statistics.median(ratios), 1e3 * statistics.median(seconds)
@@ -113,7 +123,7 @@ def plain(sizes: list[tuple[int, int, int]], repeats: int) -> None:
     weights = list(theirs.parameters())
     name = f"LSTM, 2 layers, 2 directions {steps, rows, hidden}"
     compare(name, lambda: ours(x)[0], lambda: theirs(x)[0], weights, 1.05, repeats)
-    lengths = torch.randint(steps // 2, steps + 1, (rows,), generator=torch.Generator().manual_seed(0))
+    lengths = torch.randint(steps // 2, steps + 1, (rows,), generator=torch.Generator().manual_seed(0), device="cpu")
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     one = nn.LSTM(INPUT, hidden)
     mine = Recurrent.from_torch(one)
@@ -140,6 +150,10 @@ def loops(sizes: list[tuple[int, int, int]], repeats: int) -> None:
 
 def kept_bytes(run: Run) -> int:
     """What a forward pass allocates and leaves for the backward pass, beside its output."""
+    if DEVICE.type != "cpu":
+        before = torch.cuda.memory_allocated(DEVICE)
+        output = run()
+        return torch.cuda.memory_allocated(DEVICE) - before - 4 * output.numel()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         output = run()
     return sum(event.self_cpu_memory_usage for event in record.key_averages()) - 4 * output.numel()
@@ -198,9 +212,18 @@ def single_steps(repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, few repeats: whether it runs")
-    quick = parser.parse_args().quick
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda or cuda:1")
+    given = parser.parse_args()
+    quick = given.quick
+    global DEVICE
+    DEVICE = torch.device(given.device)
+    torch.set_default_device(DEVICE)
+    torch.backends.cudnn.allow_tf32 = False  # both sides in full precision, so that they can be compared
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    print(
+        f"torch {torch.__version__} on {torch.cuda.get_device_name(DEVICE) if DEVICE.type == 'cuda' else 'one thread'}"
+    )
     repeats = 5 if quick else 21
     sizes = [(100, 8, 64), (20, 32, 128)] if quick else [(100, 8, 64), (100, 32, 128), (200, 32, 128)]
     plain(sizes, repeats)

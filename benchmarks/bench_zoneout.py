@@ -1,4 +1,4 @@
-"""Zoneout beside its peers, in one run, as ratios: `python benchmarks/bench_zoneout.py [--quick]`. One thread, CPU.
+"""Zoneout beside its peers, in one run, as ratios: `python benchmarks/bench_zoneout.py [--quick] [--device cuda]`.
 
 Training steps (masks drawn, forward and backward, the input needs a gradient; I = 64, rates 0.5 and 0.05):
 
@@ -7,11 +7,13 @@ Training steps (masks drawn, forward and backward, the input needs a gradient; I
 (b) against the loop over single steps that is common in public code (espnet's ZoneOutCell around nn.LSTMCell). Target:
     at least 5 times faster at the smallest size, twice where T * B * H < 1,000,000, 1.4 times elsewhere.
 (c) `ZoneoutGRU` and `ZoneoutRNN` against torch's, and all three in evaluation; reported, without a target.
-(d) Two threads, `ZoneoutLSTM` against `torch.nn.LSTM`: the ratio may be at most 1.25 times that of one thread.
+(d) The masks alone, beside `torch.rand(...) < rate` and `bernoulli_`; reported.
+(e) Two threads, `ZoneoutLSTM` against `torch.nn.LSTM`: the ratio may be at most 1.25 times that of one thread.
 
 All runs of one size are measured in turns, so that a busy machine slows them alike; the ratio is the median of the
 ratios of neighbouring runs. Seconds are those of this process's thread where one thread computes, which do not count
-the time when the machine did something else; with two threads they are those of the clock.
+the time when the machine did something else; with two threads, and on a GPU, they are those of the clock. On a GPU,
+torch's network is cuDNN's (without TF32), ours steps in a loop, and the targets, which are the CPU's, are not judged.
 Before timing, the loop and ours are given the same masks and must agree, in outputs and gradients.
 """
 
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 from mechanisms.recurrent.protocol import Noise
 from mechanisms.recurrent.scan import scan
+from mechanisms.recurrent.zoneout import draw_masks
 from mechanisms.recurrent.zoneout_layers import ZoneoutGRU, ZoneoutLSTM, ZoneoutRNN
 
 SIZES = [
@@ -39,6 +42,7 @@ SIZES = [
     (100, 32, 512),
 ]
 INPUTS, CELL, HIDDEN = 64, 0.5, 0.05
+DEVICE = torch.device("cpu")
 
 
 class HeldCell(nn.Module):
@@ -70,7 +74,7 @@ class HeldCell(nn.Module):
         return torch.stack(outputs)
 
 
-def held_cell_like(network: nn.Module) -> HeldCell:
+def held_cell_like(network: ZoneoutLSTM) -> HeldCell:
     """The peer with the same weights."""
     cell = nn.LSTMCell(network.input_size, network.hidden_size, dtype=network.weight_hh_l0.dtype)
     cell.load_state_dict({name.removesuffix("_l0"): one for name, one in network.state_dict().items()})
@@ -83,10 +87,10 @@ def check_agreement() -> None:
     ours = ZoneoutLSTM(INPUTS, 32, zoneout_cell=CELL, zoneout_hidden=HIDDEN, dtype=torch.float64)
     peer = held_cell_like(ours)
     x = torch.randn(20, 5, INPUTS, dtype=torch.float64, requires_grad=True)
-    cell = ours._network.cells[0]
+    cell = ours._network._cell(0)
     noise = cell.noise(20, 5)
     masks = noise.own["h"].double(), noise.own["c"].double()
-    for backend in ("kernel", "eager"):
+    for backend in ("kernel", "eager") if DEVICE.type == "cpu" else ("eager",):
         found = scan(cell, x, noise=Noise(noise.own, None), backend=backend).output
         expected = peer.run(x, masks)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -119,9 +123,16 @@ def evaluation(run: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) ->
     return step
 
 
+def finished() -> float:
+    """The clock when the GPU has done what it was given."""
+    torch.cuda.synchronize(DEVICE)
+    return time.perf_counter()
+
+
 def in_turns(
-    steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float] = time.thread_time
+    steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[], float] | None = None
 ) -> dict[str, list[float]]:
+    clock = clock or (time.thread_time if DEVICE.type == "cpu" else finished)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
         for name, step in steps.items():
@@ -151,6 +162,19 @@ def lstm_steps(steps: int, rows: int, size: int, *, loop: bool) -> dict[str, Cal
     return found
 
 
+def mask_draws(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+    def ours() -> None:
+        draw_masks(shape, CELL)
+
+    def compared() -> None:
+        torch.less(torch.rand(shape), CELL)
+
+    def bernoulli() -> None:
+        torch.empty(shape).bernoulli_(CELL)
+
+    return {"ours": ours, "rand < rate": compared, "bernoulli_": bernoulli}
+
+
 def most(steps: int, rows: int, size: int) -> float:
     if size >= 256 or steps * rows >= 12_800:
         return 1.3
@@ -164,17 +188,26 @@ def least(steps: int, rows: int, size: int) -> float:
 
 
 def verdict(met: bool) -> str:
+    if DEVICE.type != "cpu":
+        return ""
     return "met" if met else "missed"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repeats and sizes: a check, not a measurement")
-    quick = parser.parse_args().quick
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU such as cuda or cuda:1")
+    given = parser.parse_args()
+    quick = given.quick
+    global DEVICE
+    DEVICE = torch.device(given.device)
+    torch.set_default_device(DEVICE)
+    torch.backends.cudnn.allow_tf32 = False  # both sides in full precision, so that they can be compared
     torch.set_num_threads(1)
     check_agreement()
     sizes = SIZES[:3] if quick else SIZES
-    print(f"one thread, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    where = torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "one thread"
+    print(f"{where}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
     print(f"{'T, B, H':<16} {'rounds':>6} {'plain':>8} {'ours':>8} {'loop':>8}   ours/plain        loop/ours")
     alone = {}
     for steps, rows, size in sizes:
@@ -206,6 +239,14 @@ def main() -> None:
             evaluated = ratio(seconds["ours"], seconds["plain"])
             print(f"{name:<5} {f'{steps}, {rows}, {size}':<16} training {trained:5.2f}   evaluation {evaluated:5.2f}")
 
+    print("\nreported: masks of both states alone, milliseconds")
+    for steps, rows, size in sizes[:1] if quick else [(100, 8, 64), (100, 32, 128), (100, 32, 512)]:
+        seconds = in_turns(mask_draws((2, steps, rows, size)), 9)
+        times = "   ".join(f"{name} {statistics.median(one) * 1e3:6.2f}" for name, one in seconds.items())
+        print(f"{f'{steps}, {rows}, {size}':<16} {times}")
+
+    if DEVICE.type != "cpu":
+        return
     torch.set_num_threads(2)
     print("\ntwo threads: ours / plain, and the same of one thread")
     for steps, rows, size in sizes[2:3] if quick else [(100, 32, 128), (100, 128, 128), (100, 64, 256)]:

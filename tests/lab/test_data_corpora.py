@@ -1,6 +1,7 @@
 """Corpora and digits: the distributed formats are read exactly, and damage is told in one line."""
 
 import hashlib
+import io
 import re
 import zipfile
 from pathlib import Path
@@ -205,3 +206,15 @@ def test_bad_binarised_mnists_are_one_clear_line(tmp_path: Path, change, message
     path.write_text(change(path.read_text()))
     with pytest.raises(ValueError, match=re.escape(message)):
         data.binarised_mnist(tmp_path)
+
+
+def test_a_bar_appears_on_a_terminal_when_it_takes_long_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for patience, terminal, shown in ((0.0, Terminal(), True), (60.0, Terminal(), False), (0.0, io.StringIO(), False)):
+        monkeypatch.setattr(_places, "PATIENCE", patience)
+        monkeypatch.setattr("sys.stderr", terminal)
+        assert list(_places.follow(range(3), "reading")) == [0, 1, 2]
+        assert ("reading" in terminal.getvalue()) == shown

@@ -22,7 +22,7 @@ from mechanisms.papers._sequences.language_model import (
     endless,
     read,
 )
-from mechanisms.recurrent import LSTMCell, Recurrent, Zoneout
+from mechanisms.recurrent import LSTMCell, Recurrent, Zoneout, ZoneoutLSTM
 
 SMALL = Language(window=6, batch_size=4, updates=6, every=2, evaluated=3)
 
@@ -133,6 +133,11 @@ def test_training_measures_and_keeps_the_best(changes: dict[str, Any]) -> None:
     assert not result.model.training
     again = train_language(make_network, corpus(), settings, Bench(0), penalty=lambda outputs: outputs.square().mean())
     assert again.metrics == metrics
+
+
+def test_networks_in_place_of_torch_s_will_do() -> None:
+    result = train_language(lambda size: ZoneoutLSTM(size, 5), corpus(), SMALL, Bench(0))
+    assert np.isfinite(result.metrics["test_bpc"])
 
 
 def test_weights_depend_on_the_seed_and_not_on_what_else_the_network_draws() -> None:

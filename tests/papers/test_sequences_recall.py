@@ -10,7 +10,7 @@ from torch import nn
 from mechanisms.lab import Bench
 from mechanisms.papers._sequences.recall import (
     Recall,
-    Test,
+    Scorer,
     draw,
     train_recall,
     train_recall_network,
@@ -92,15 +92,15 @@ def test_scores_are_those_of_all_sequences_and_leave_the_mode(monkeypatch: pytes
     from mechanisms.papers._sequences import recall
 
     model = with_readout(TINY, lambda size: Recurrent(lambda n: LSTMCell(n, 8), size, num_layers=2, dropout=0.5))
-    whole = Test(TINY, Bench(seed=0))(model, 8)
-    assert whole == Test(TINY, Bench(seed=0))(model, 8)
+    whole = Scorer(TINY, Bench(seed=0))(model, 8)
+    assert whole == Scorer(TINY, Bench(seed=0))(model, 8)
     assert model.training
     inputs, targets = draw(TINY, 50, 8, Bench(seed=0).generator("test 8"), "cpu")
     with torch.no_grad():
         right = (model.eval()(inputs)[-2:].argmax(-1) == targets[-2:]).float().mean()
     assert whole["accuracy"] == pytest.approx(float(right))
     monkeypatch.setattr(recall, "DRAWS", 3)
-    parts = Test(TINY, Bench(seed=0))(model, 8)
+    parts = Scorer(TINY, Bench(seed=0))(model, 8)
     assert 0 <= parts["accuracy"] <= 1
 
 

@@ -113,6 +113,40 @@ class ZonesWhatIsNotThere(Leaky):
     zoneable = ("h", "c")
 
 
+class ZonesACounter(Leaky):
+    zoneable = ("h", "step")
+
+    def initial_state(self, batch_size: int, *, device: Any = None, dtype: Any = None) -> Any:
+        h = super().initial_state(batch_size, device=device, dtype=dtype).h
+        return {"h": h, "step": torch.zeros(batch_size, dtype=torch.int64, device=h.device)}
+
+    def step(self, projected: Any, state: Any, noise: Any = None, *, need_info: bool = False) -> Any:
+        h, _ = super().step(projected, LeakyState(state["h"]))
+        return h, {"h": h, "step": state["step"] + 1}
+
+
+class StartsWithoutGradient(Leaky):
+    """Learned initial states, copied in place of expanded."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        self.start = nn.Parameter(torch.zeros(hidden_size))
+
+    def initial_state(self, batch_size: int, *, device: Any = None, dtype: Any = None) -> Any:
+        zeros = super().initial_state(batch_size, device=device, dtype=dtype).h
+        return LeakyState(zeros + self.start.detach().to(zeros))
+
+
+class ResetsWithoutGradient(StartsWithoutGradient):
+    def initial_state(self, batch_size: int, *, device: Any = None, dtype: Any = None) -> Any:
+        zeros = Leaky.initial_state(self, batch_size, device=device, dtype=dtype).h
+        return LeakyState(zeros + self.start.to(zeros))
+
+    def reset(self, state: Any, done: Tensor) -> Any:
+        fresh = self.initial_state(len(done)).h.detach()
+        return LeakyState(torch.where(done.unsqueeze(1), fresh.to(state.h), state.h))
+
+
 class SaysAnotherSize(Leaky):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size)
@@ -309,6 +343,7 @@ BROKEN: dict[type[nn.Module], str] = {
     GrowsSecretly: "contract",
     CountsInPython: "contract",
     ZonesWhatIsNotThere: "contract",
+    ZonesACounter: "contract",
     SaysAnotherSize: "contract",
     DrawsInStep: "purity",
     DrawsFromPython: "purity",
@@ -328,6 +363,8 @@ BROKEN: dict[type[nn.Module], str] = {
     FailsOnNoRows: "modes",
     StartsInItsOwnType: "modes",
     FreezesGradients: "lengths",
+    StartsWithoutGradient: "gradient",
+    ResetsWithoutGradient: "reset",
     ResetsGradients: "reset",
     WrongKernelInEvaluation: "sequence",
     LooksAcrossTime: "hoisting",

@@ -1,7 +1,6 @@
-"""Sparse attentive backtracking: the sparsifier, exact limits, what is detached and what is not, cells' contract."""
+"""Sparse attentive backtracking: exact limits, what is detached and what is not, the store."""
 
 import copy
-import warnings
 from typing import Any
 
 import pytest
@@ -9,36 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms.recurrent import (
-    GRUCell,
+    BatchNormLSTMCell,
     LSTMCell,
     LSTMState,
-    RNNCell,
+    Recurrent,
     SABInfo,
     SparseAttentiveBacktracking,
-    Zoneout,
-    check_cell,
     scan_chunks,
-    sparse_attention,
-    state_from_dict,
-    state_to_dict,
 )
 from mechanisms.recurrent.scan import scan
-
-INNER = {"lstm": LSTMCell, "gru": GRUCell, "rnn": RNNCell}
-
-
-def make(inner: Any = LSTMCell, size: int = 4, zoneout: float = 0.0, **options: Any) -> SparseAttentiveBacktracking:
-    """A cell in double precision whose scores are far from ties."""
-    options = {"k_trunc": 3, "k_top": 2, "k_att": 2} | options
-    cell = inner(3, size)
-    cell = SparseAttentiveBacktracking(Zoneout(cell, zoneout) if zoneout else cell, **options).double()
-    for parameter in (p for name, p in cell.named_parameters() if not name.startswith("cell")):
-        nn.init.normal_(parameter)
-    return cell
-
-
-def draw(steps: int, batch: int = 2) -> Tensor:
-    return torch.randn(steps, batch, 3, dtype=torch.float64)
+from tests.recurrent.reminded import draw, make
 
 
 def reference(cell: SparseAttentiveBacktracking, x: Tensor) -> tuple[Tensor, list[list[int]]]:
@@ -82,71 +61,6 @@ def gradients(cell: nn.Module, output: Tensor, x: Tensor) -> list[Tensor]:
     wanted = [x, *cell.parameters()]
     found = torch.autograd.grad(output.cos().sum(), wanted, allow_unused=True, retain_graph=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
-
-
-# --- the sparsifier ---------------------------------------------------------------------------------------------------
-
-
-def test_weights_by_hand() -> None:
-    w = sparse_attention(torch.tensor([[1.0, 2, 3, 4, 5]], dtype=torch.float64), 2)
-    torch.testing.assert_close(w, torch.tensor([[0, 0, 0, 1 / 3, 2 / 3]], dtype=torch.float64), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_weights_are_a_sparse_distribution_that_a_constant_does_not_change(k: int) -> None:
-    e = torch.rand(200, 9).argsort(1) + 0.5 * torch.rand(200, 9, dtype=torch.float64)  # no two are near
-    w = sparse_attention(e, k)
-    assert (w >= 0).all()
-    assert ((w > 0).sum(1) == k).all()
-    torch.testing.assert_close(w.sum(1), torch.ones(200, dtype=torch.float64), rtol=0, atol=1e-5)
-    torch.testing.assert_close(sparse_attention(e + 3, k), w, rtol=0, atol=1e-9)
-    torch.testing.assert_close(sparse_attention(7 * e, k), w, rtol=0, atol=1e-4)
-    order = torch.randperm(9)
-    torch.testing.assert_close(sparse_attention(e[:, order], k), w[:, order], rtol=0, atol=1e-12)
-
-
-def test_few_entries_take_the_softmax_equal_ones_nothing_and_ties_fewer() -> None:
-    e = torch.randn(2, 3)
-    assert torch.equal(sparse_attention(e, 3), e.softmax(1))
-    assert not sparse_attention(torch.ones(2, 5), 2).any()
-    assert sparse_attention(torch.tensor([3.0, 2, 2, 1]), 2).tolist() == pytest.approx([1, 0, 0, 0], abs=1e-6)
-
-
-def test_the_gradient_reaches_the_entry_that_sets_the_threshold_and_no_further() -> None:
-    e = torch.tensor([1.0, 2, 3, 4, 5], dtype=torch.float64, requires_grad=True)
-    sparse_attention(e, 2)[4].backward()
-    assert (e.grad != 0).tolist() == [False, False, True, True, True]
-    assert abs(e.grad.sum()) < 1e-12
-
-
-def test_empty_slots_are_as_if_they_were_not_there() -> None:
-    e = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    for released in (False, True):
-        for count in range(1, 7):
-            valid = torch.arange(6).expand(4, 6) < count
-            w = sparse_attention(e, 2, valid=valid, released=released)
-            alone = sparse_attention(e[:, :count], 2, released=released)
-            assert torch.equal(w[:, :count], alone)
-            assert not w[:, count:].any()
-            for mine, theirs in ((w[:, :count], alone),):
-                want = torch.autograd.grad(theirs.cos().sum(), e, retain_graph=True)[0]
-                assert torch.equal(torch.autograd.grad(mine.cos().sum(), e)[0], want)
-    extreme = torch.full((1, 4), -1e30, requires_grad=True)
-    sparse_attention(extreme, 2, valid=torch.tensor([[True, False, False, False]])).sum().backward()
-    assert extreme.grad.isfinite().all()
-
-
-def test_the_released_sparsifier_keeps_one_less_and_does_not_normalise_few() -> None:
-    w = sparse_attention(torch.tensor([1.0, 2, 3, 4, 5], dtype=torch.float64), 3, released=True)
-    torch.testing.assert_close(w, torch.tensor([0, 0, 0, 1 / 3, 2 / 3], dtype=torch.float64), rtol=0, atol=1e-6)
-    assert sparse_attention(torch.tensor([-1.0, 3.0]), 2, released=True).tolist() == [-1, 3]
-    assert not sparse_attention(torch.tensor([1.0, 3.0]), 1, released=True).any()
-
-
-def test_half_precision_is_computed_in_single() -> None:
-    e = torch.tensor([1.0, 2, 3], dtype=torch.float16)
-    assert sparse_attention(e, 1).dtype is torch.float32
-    assert sparse_attention(torch.ones(3, dtype=torch.float16), 1).tolist() == [0, 0, 0]
 
 
 # --- the method -------------------------------------------------------------------------------------------------------
@@ -371,8 +285,6 @@ def test_info_says_what_was_looked_at_and_when_it_was_stored() -> None:
 
 
 def test_a_cell_with_batch_statistics_records_them_through_the_wrapper() -> None:
-    from mechanisms.recurrent import BatchNormLSTMCell, Recurrent
-
     cell = SparseAttentiveBacktracking(BatchNormLSTMCell(3, 4), k_trunc=3, k_top=2)
     Recurrent(lambda size: cell, 3)(torch.randn(6, 5, 3))
     assert int(cell.cell.steps_seen) == 6
@@ -388,164 +300,3 @@ def test_begin_starts_from_a_state_of_the_inner_cell() -> None:
     nn.init.ones_(learned.cell.initial_h)
     scan(learned, torch.randn(5, 2, 3)).output[-1].sum().backward()
     assert learned.cell.initial_h.grad.any()  # through the store, as through time it is cut
-
-
-# --- the contract of cells --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("max_memory", [None, 3])
-@pytest.mark.parametrize("zoneout", [0.0, 0.3])
-@pytest.mark.parametrize("inner", INNER)
-def test_the_contract_of_cells_is_kept(inner: str, zoneout: float, max_memory: int | None) -> None:
-    check_cell(lambda: make(INNER[inner], zoneout=zoneout, k_trunc=2, max_memory=max_memory), compile=False)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"score": "released"},
-        {"score": "released", "max_memory": 3},
-        {"k_trunc": None, "k_top": None},
-        {"k_trunc": None, "k_top": None, "max_memory": 3},
-        {"sparsifier": "released", "max_memory": 4, "block_attention_gradient": True, "readout": "hidden"},
-        {"attention_size": 2, "k_att": 1, "max_memory": 1},
-    ],
-)
-def test_the_contract_is_kept_by_variants(options: dict[str, Any]) -> None:
-    check_cell(lambda: make(**options), compile=False)
-
-
-@pytest.mark.unhooked
-@pytest.mark.parametrize("max_memory", [None, 3])
-def test_a_step_is_one_graph(max_memory: int | None) -> None:
-    rules = ("purity", "noise", "modes", "hoisting", "rows", "dtype", "device", "scan", "lengths", "chunks", "reset")
-    rules += ("detach", "gradient", "checkpoint", "sequence", "save", "copies", "vmap", "packing", "memory")
-    check_cell(lambda: make(k_trunc=2, k_top=1, k_att=2, max_memory=max_memory), skip=rules)
-
-
-def test_zoneout_inside_holds_the_old_state_with_what_was_attended_in_it() -> None:
-    cell, x = make(RNNCell, zoneout=0.4, k_trunc=None), draw(6)
-    noise = cell.noise(6, 2, generator=torch.Generator().manual_seed(0))
-    result = scan(cell, x, noise=noise, backend="eager")
-    h = result.output[..., :4]
-    inner = cell.cell.cell
-    for t in range(1, 6):
-        fresh = inner(x[t], type(inner.initial_state(2))(h[t - 1]))[0]
-        zoned = torch.where(noise.own["h"][t], h[t - 1], fresh)
-        torch.testing.assert_close(h[t], zoned + result.output[t, :, 4:], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("score", ["additive", "released"])
-def test_half_precision(score: str) -> None:
-    """Scores and weights in float32, everything else as the module; and within autocast all leaves stay float32."""
-    cell, x = make(score=score).float(), torch.randn(9, 2, 3)
-    expected = scan(cell, x).output
-    with torch.autocast("cpu", torch.bfloat16):
-        output, state, info = scan(cell, x, need_info=True)
-        output.sum().backward()
-    assert output.dtype is state.keys.dtype is info.weights.dtype is torch.float32
-    half = make(score=score).to(torch.bfloat16)
-    output, state, info = scan(half, x.to(torch.bfloat16), need_info=True)
-    assert output.dtype is state.values.dtype is torch.bfloat16
-    assert state.keys.dtype is info.weights.dtype is torch.float32
-    assert output.isfinite().all()
-    assert expected.dtype is torch.float32
-
-
-def test_a_batch_of_one_and_of_none() -> None:
-    cell, x = make(), draw(9, 3)
-    whole = scan(cell, x, backend="eager").output
-    torch.testing.assert_close(scan(cell, x[:, :1], backend="eager").output, whole[:, :1], rtol=0, atol=1e-12)
-    assert scan(cell, x[:, :0], backend="eager").output.shape == (9, 0, 8)
-
-
-@pytest.mark.parametrize("max_memory", [None, 3])
-def test_weights_and_state_come_back_from_disk(max_memory: int | None, tmp_path: Any) -> None:
-    from safetensors.torch import load_file, save_file
-
-    cell, other, x = make(max_memory=max_memory), make(max_memory=max_memory), draw(13)
-    state = scan(cell, x[:6]).state
-    save_file(cell.state_dict(), tmp_path / "cell.safetensors")
-    save_file(state_to_dict(state), tmp_path / "state.safetensors")
-    other.load_state_dict(load_file(tmp_path / "cell.safetensors"))
-    back = state_from_dict(other, load_file(tmp_path / "state.safetensors"))
-    torch.testing.assert_close(scan(other, x[6:], back).output, scan(cell, x).output[6:], rtol=0, atol=1e-12)
-
-
-def test_the_same_seed_gives_the_same() -> None:
-    results = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        cell, x = make(zoneout=0.3), draw(11)
-        results.append(scan(cell, x, generator=torch.Generator().manual_seed(1)).output)
-    assert torch.equal(*results)
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.user_input
-@pytest.mark.parametrize(
-    ("options", "kind", "message"),
-    [
-        ({"k_trunc": 0}, ValueError, r"k_trunc=0: it must be at least 1"),
-        ({"k_top": -1}, ValueError, r"k_top=-1: it must be at least 1"),
-        ({"k_att": 0}, ValueError, r"k_att=0: it must be at least 1"),
-        ({"max_memory": 0}, ValueError, r"max_memory=0: it must be at least 1"),
-        ({"k_att": 2.0}, TypeError, r"k_att must be a whole number, got 2.0"),
-        ({"k_top": True}, TypeError, r"k_top must be a whole number, got True"),
-        ({"score": "dot"}, ValueError, r"score='dot': it must be one of 'additive', 'released'"),
-        ({"sparsifier": "entmax"}, ValueError, r"sparsifier='entmax'"),
-        ({"readout": "h"}, ValueError, r"readout='h'"),
-        (
-            {"score": "released", "attention_size": 3},
-            ValueError,
-            r"the released score has no inner layer; leave it out",
-        ),
-    ],
-)
-def test_bad_settings_are_refused(options: dict[str, Any], kind: type[Exception], message: str) -> None:
-    with pytest.raises(kind, match=message):
-        SparseAttentiveBacktracking(LSTMCell(3, 4), **options)
-
-
-@pytest.mark.user_input
-def test_cells_that_cannot_be_reminded_are_refused() -> None:
-    class Without(LSTMCell):
-        def hidden(self, state: Any) -> Tensor:
-            raise TypeError("the state has no leaf 'h'")
-
-    class Matrix(LSTMCell):
-        def hidden(self, state: Any) -> Tensor:
-            return state.h.unsqueeze(1)
-
-    with pytest.raises(TypeError, match="attends already"):
-        SparseAttentiveBacktracking(SparseAttentiveBacktracking(LSTMCell(3, 4)))
-    with pytest.raises(TypeError, match=r"SparseAttentiveBacktracking\(Zoneout\(cell\)\)"):
-        Zoneout(SparseAttentiveBacktracking(LSTMCell(3, 4)), 0.1)
-    with pytest.raises(TypeError, match="no hidden vector"):
-        SparseAttentiveBacktracking(Without(3, 4))
-    with pytest.raises(TypeError, match="one vector for each row"):
-        SparseAttentiveBacktracking(Matrix(3, 4))
-
-
-@pytest.mark.user_input
-def test_messages_say_what_to_do() -> None:
-    cell, x = make(), draw(4)
-    with pytest.raises(ValueError, match=r"pass readout='hidden' for 4"):
-        cell.with_hidden(cell.initial_state(2), scan(cell, x).output[-1])
-    flags = torch.zeros(4, 2, dtype=torch.bool)
-    flags[2, 1] = True
-    with pytest.raises(ValueError, match="set max_memory"):
-        scan(cell, x, reset=flags)
-    with pytest.raises(ValueError, match="leaf 'values'"):
-        scan(make(max_memory=3), x, make(max_memory=4).initial_state(2))
-    with pytest.raises(TypeError, match="does not belong"):
-        scan(cell, x, make(max_memory=4).initial_state(2))
-    with pytest.raises(ValueError, match=r"k=0"):
-        sparse_attention(torch.ones(2, 3), 0)
-    with pytest.warns(UserWarning, match="take sparsifier='topk', or k_top=2"):
-        SparseAttentiveBacktracking(LSTMCell(3, 4), k_top=1, sparsifier="released")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        SparseAttentiveBacktracking(LSTMCell(3, 4), k_top=100)  # dense, and allowed

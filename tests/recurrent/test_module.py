@@ -304,6 +304,14 @@ def test_half_precision_runs_whole(dtype: torch.dtype) -> None:
         assert output.dtype == state[0].h.dtype == dtype
 
 
+@pytest.mark.parametrize(
+    "options", [{"backend": "fast"}, {"truncate": 0}, {"truncate": (2, -1)}, {"checkpoint": 0}, {"compile": "all"}]
+)
+def test_options_are_looked_at_when_the_network_is_made(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Recurrent(lambda size: LSTMCell(size, H), D, **options)
+
+
 @pytest.mark.parametrize("bad", ["cell for layers", "cell for directions", "count", "size", "no cell", "proj_size"])
 def test_what_cannot_be_built_is_refused(bad: str) -> None:
     if bad == "cell for layers":

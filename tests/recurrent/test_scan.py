@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from mechanisms.recurrent import GRUCell, LSTMCell, LSTMState, RNNCell, ScanResult, scan_chunks
+from mechanisms.recurrent import GRUCell, LSTMCell, LSTMState, Recurrent, RNNCell, ScanResult, scan_chunks
 from mechanisms.recurrent.scan import scan
 from mechanisms.recurrent.states import detach
 from tests.recurrent.own_cells import Growing, Leaky, Noisy, Pair
@@ -317,6 +317,30 @@ def test_growing_memories_respect_lengths_and_whole_batch_resets() -> None:
     flags[5, 1] = True
     with pytest.raises(ValueError, match="set max_memory="):
         scan(one, inputs(), reset=flags)
+
+
+def test_an_error_inside_a_step_is_not_taken_for_missing_info() -> None:
+    class Fails(Leaky):
+        def step(self, projected: Any, state: Any, noise: Any = None, *, need_info: bool = False) -> Any:
+            raise ValueError("too many values to unpack")
+
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        scan(Fails(D, H), torch.randn(T, B, D), need_info=True)
+
+
+@pytest.mark.parametrize("kind", [LSTMCell, GRUCell, RNNCell])
+def test_a_subclass_with_its_own_step_is_run_by_it_everywhere(kind: Any) -> None:
+    class Twice(kind):
+        def step(self, projected: Any, state: Any, noise: Any = None, *, need_info: bool = False) -> Any:
+            return super().step(2 * projected, state, noise)
+
+    one = Twice(D, H)
+    x = torch.randn(T, B, D)
+    output = one.step(one.project(x[0]), one.initial_state(B))[0]
+    for found in (scan(one, x[:1], backend="eager").output[0], scan(one, x[:1]).output[0], one(x[0])[0]):
+        torch.testing.assert_close(found, output, rtol=0, atol=1e-6)
+    torch.testing.assert_close(Recurrent(one, D)(x[:1])[0][0], output, rtol=0, atol=1e-6)
+    assert float((output - kind.step(one, one.project(x[0]), one.initial_state(B))[0]).detach().abs().max()) > 1e-3
 
 
 @pytest.mark.user_input

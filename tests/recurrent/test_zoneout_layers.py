@@ -1,6 +1,7 @@
 """The Zoneout networks stand in for torch's: parameters, states, packed sequences, every option."""
 
 import copy
+import io
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -318,6 +319,35 @@ def test_a_replica_does_not_share_the_network_inside() -> None:
     assert not torch.equal(replica(x)[0], want)
     assert replica._network is not own._network
     assert torch.equal(own(x)[0], want)
+
+
+def test_static_masks_stay_when_torchs_parameters_are_loaded() -> None:
+    theirs = nn.LSTM(3, 5, 2, bidirectional=True)
+    model = nn.ModuleDict({"core": ZoneoutLSTM(3, 5, 2, bidirectional=True, mask="static", max_length=4)})
+    masks = {name: mask.clone() for name, mask in model.named_buffers()}
+    model.load_state_dict({f"core.{name}": tensor for name, tensor in theirs.state_dict().items()})
+    assert all(torch.equal(mask, masks[name]) for name, mask in model.named_buffers())
+    assert torch.equal(model["core"].weight_hh_l1_reverse, theirs.weight_hh_l1_reverse)
+    for missing, rest in (
+        ("core.static_h_l0", model.state_dict()),  # masks that belong together
+        ("core.weight_hh_l0", {f"core.{name}": tensor for name, tensor in theirs.state_dict().items()}),
+    ):
+        del rest[missing]
+        with pytest.raises(RuntimeError, match=f'Missing key.*"{missing}"'):
+            model.load_state_dict(rest)
+
+
+@pytest.mark.unhooked  # sizes are tensors while torch.jit.trace is at work
+@pytest.mark.parametrize("kind", [ZoneoutLSTM, ZoneoutGRU])
+def test_a_trace_sees_every_operation_and_can_be_saved(kind: type[nn.Module]) -> None:
+    network = kind(3, 5).eval()
+    traced = torch.jit.trace(network, torch.randn(4, 2, 3), check_trace=False)
+    with io.BytesIO() as file:
+        torch.jit.save(traced, file)
+        file.seek(0)
+        loaded = torch.jit.load(file)
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(loaded(x)[0], network(x)[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("unbatched", [False, True])

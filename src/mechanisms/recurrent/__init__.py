@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.backtracking import SABInfo as SABInfo
     from mechanisms.recurrent.backtracking import SABState as SABState
     from mechanisms.recurrent.backtracking import SparseAttentiveBacktracking as SparseAttentiveBacktracking
-    from mechanisms.recurrent.backtracking import sparse_attention as sparse_attention
     from mechanisms.recurrent.backtracking_layers import SABLSTM as SABLSTM
     from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
     from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
@@ -31,6 +30,10 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.cells import from_torch as from_torch
     from mechanisms.recurrent.checks import CellContractError as CellContractError
     from mechanisms.recurrent.checks import check_cell as check_cell
+    from mechanisms.recurrent.conditional_norm import ConditionalNormLSTMCell as ConditionalNormLSTMCell
+    from mechanisms.recurrent.densities import Likelihood as Likelihood
+    from mechanisms.recurrent.densities import gaussian_kl as gaussian_kl
+    from mechanisms.recurrent.densities import gaussian_nll as gaussian_nll
     from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
@@ -43,9 +46,11 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
     from mechanisms.recurrent.scan import scan_chunks as scan_chunks
+    from mechanisms.recurrent.schedules import LinearSchedule as LinearSchedule
     from mechanisms.recurrent.self_attentive import SelfAttentiveCell as SelfAttentiveCell
     from mechanisms.recurrent.self_attentive import SelfAttentiveInfo as SelfAttentiveInfo
     from mechanisms.recurrent.self_attentive import SelfAttentiveState as SelfAttentiveState
+    from mechanisms.recurrent.sparsifier import sparse_attention as sparse_attention
     from mechanisms.recurrent.states import detach as detach
     from mechanisms.recurrent.states import expand as expand
     from mechanisms.recurrent.states import freeze as freeze
@@ -55,6 +60,8 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.states import state_from_dict as state_from_dict
     from mechanisms.recurrent.states import state_to_dict as state_to_dict
     from mechanisms.recurrent.states import to_torch_state as to_torch_state
+    from mechanisms.recurrent.stochastic import StochasticCell as StochasticCell
+    from mechanisms.recurrent.stochastic import StochasticOutput as StochasticOutput
     from mechanisms.recurrent.tasks import RecallScores as RecallScores
     from mechanisms.recurrent.tasks import adding_task as adding_task
     from mechanisms.recurrent.tasks import copying_task as copying_task
@@ -62,6 +69,8 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.tasks import pixel_permutation as pixel_permutation
     from mechanisms.recurrent.tasks import recall_scores as recall_scores
     from mechanisms.recurrent.tasks import sequential_images as sequential_images
+    from mechanisms.recurrent.z_forcing import ZForcing as ZForcing
+    from mechanisms.recurrent.z_forcing import ZForcingOutput as ZForcingOutput
     from mechanisms.recurrent.zoneout import StaticState as StaticState
     from mechanisms.recurrent.zoneout import Zoneout as Zoneout
     from mechanisms.recurrent.zoneout_baselines import RecurrentDropoutLSTMCell as RecurrentDropoutLSTMCell
@@ -80,10 +89,13 @@ _HOMES: dict[str, str] = {
     "BatchStatistics": "batch_norm",
     "Cell": "protocol",
     "CellContractError": "checks",
+    "ConditionalNormLSTMCell": "conditional_norm",
     "GRUCell": "cells",
     "GRUState": "cells",
     "LSTMCell": "cells",
     "LSTMState": "cells",
+    "Likelihood": "densities",
+    "LinearSchedule": "schedules",
     "ModReLU": "cells",
     "Noise": "protocol",
     "RNNCell": "cells",
@@ -105,6 +117,10 @@ _HOMES: dict[str, str] = {
     "SelfAttentiveState": "self_attentive",
     "SparseAttentiveBacktracking": "backtracking",
     "StaticState": "zoneout",
+    "StochasticCell": "stochastic",
+    "StochasticOutput": "stochastic",
+    "ZForcing": "z_forcing",
+    "ZForcingOutput": "z_forcing",
     "Zoneout": "zoneout",
     "ZoneoutGRU": "zoneout_layers",
     "ZoneoutGRUCell": "zoneout_layers",
@@ -122,6 +138,8 @@ _HOMES: dict[str, str] = {
     "freeze": "states",
     "from_torch": "cells",
     "from_torch_state": "states",
+    "gaussian_kl": "densities",
+    "gaussian_nll": "densities",
     "gradient_flow": "analysis",
     "henaff_init_": "rotations",
     "norm_stabilizer": "zoneout_baselines",
@@ -132,7 +150,7 @@ _HOMES: dict[str, str] = {
     "scan_chunks": "scan",
     "select": "states",
     "sequential_images": "tasks",
-    "sparse_attention": "backtracking",
+    "sparse_attention": "sparsifier",
     "state_from_dict": "states",
     "state_to_dict": "states",
     "to_torch_state": "states",

@@ -117,7 +117,7 @@ def run_loop(
     """All steps, one after the other: outputs, last state, info, and the states after each step."""
     steps, device = plan.steps, first_tensor(inputs).device
     lengths = None if plan.lengths is None else torch.tensor(plan.lengths, device=device)
-    step: Callable[..., Any] = torch.compile(cell.step) if compile == "step" else cell.step
+    compiled: Callable[..., Any] | None = torch.compile(cell.step) if compile == "step" else None
     if plan.mark:
         state = differentiable(cell, state)
     if hoist is None:
@@ -125,15 +125,25 @@ def run_loop(
 
     def body(inputs: Tree, state: State, noise: Tree, start: int, count: int) -> tuple[Trace, State]:
         trace = Trace()
+        # Made here, so that a segment that is computed again takes the parameters anew.
+        step = compiled or cell._stepper()
         sizes = [min(hoist, count - begin) for begin in range(0, count, hoist)]
         t = start
         for part, part_noise, size in zip(split(inputs, sizes), split(noise, sizes), sizes, strict=True):
             projected = unbind(project(cell, part, part_noise), size)
+            if bare:  # what is asked for is looked at once, not at each step
+                for projection, own in zip(projected, unbind(part_noise, size), strict=True):
+                    output, state = step(projection, state, own)
+                    trace.outputs.append(output)
+                continue
             for projection, own in zip(projected, unbind(part_noise, size), strict=True):
                 if t in events:
                     state = plan.before(cell, state, t)
                 if need_info:
-                    output, new, info = step(projection, state, own, need_info=True)
+                    found = step(projection, state, own, need_info=True)
+                    if len(found) == 2:
+                        raise TypeError(f"{type(cell).__name__} records nothing; leave need_info out")
+                    output, new, info = found
                     trace.infos.append(info)
                 else:
                     output, new = step(projection, state, own)
@@ -149,6 +159,7 @@ def run_loop(
         return trace, state
 
     events = plan.events
+    bare = not (events or need_info or keep_states or lengths is not None)
     run = torch.compile(body) if compile == "scan" else body
     if segment is None:
         trace, state = run(inputs, state, noise, 0, steps)
@@ -211,7 +222,12 @@ def has_kernel(cell: Cell) -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch.func (vmap, jvp, grad) or forward-mode derivatives are at work, which fused paths do not know."""
+    """Whether something is at work that cannot see into a fused path: `functional`, or torch.jit.trace."""
+    return functional() or (not torch.compiler.is_compiling() and torch.jit.is_tracing())
+
+
+def functional() -> bool:
+    """Whether torch.func (vmap, jvp, grad) or forward-mode derivatives are at work, which torch's kernels lack too."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0

@@ -71,19 +71,27 @@ class Layout:
         self.packed = input if isinstance(input, PackedSequence) else None
         self.batched, self.batch_first = True, batch_first and self.packed is None
         self.lengths: list[int] | None = None
+        self._input: Tree = None
         if self.packed is not None:
             if lengths is not None:
                 raise ValueError("a PackedSequence brings its lengths; leave lengths out")
-            padded, valid = nn.utils.rnn.pad_packed_sequence(self.packed)
-            self.input, self.lengths = padded, valid.tolist()
         else:
-            self.input = self._led_by_time(input, sizes)
-            steps, rows = first_tensor(self.input).shape[:2]
+            self._input = self._led_by_time(input, sizes)
+            steps, rows = first_tensor(self._input).shape[:2]
             if lengths is not None:
                 if not self.batched:
                     raise ValueError("an unbatched input has one sequence: cut it instead of passing lengths")
                 self.lengths = as_lengths(lengths, steps, rows, least=1)
         self.reset = None if reset is None else self._turned(torch.as_tensor(reset))
+
+    @property
+    def input(self) -> Tree:
+        """The input (time, batch, ...), of a packed sequence padded when it is asked for."""
+        if self._input is None:
+            assert self.packed is not None
+            self._input, valid = nn.utils.rnn.pad_packed_sequence(self.packed)
+            self.lengths = valid.tolist()
+        return self._input
 
     def _led_by_time(self, input: Tree, sizes: int | tuple[int, ...]) -> Tree:
         like = first_tensor(input)
@@ -110,7 +118,7 @@ class Layout:
         like = self.packed
         assert like is not None
         assert self.lengths is not None
-        lengths = torch.tensor(self.lengths)
+        lengths = torch.tensor(self.lengths, device="cpu")  # as packing asks, whatever the default device
         if like.sorted_indices is not None:
             leaf = leaf.index_select(1, like.sorted_indices)
             lengths = lengths[like.sorted_indices.cpu()]

@@ -120,6 +120,8 @@ def resets(case: Case) -> None:
     after = at(at_rows(result.output, rows), slice(at_step, None))
     same(rule, after, fresh.output, EXACT, f"row {rows[0]} after its reset against a fresh run")
     same(rule, select(result.state, rows), fresh.state, EXACT, f"the state of row {rows[0]} after its reset")
+    mine, theirs = (gradients(loss(one), parameters(cell)) for one in (after, fresh.output))
+    same(rule, mine, theirs, 10 * EXACT, f"gradients of the parameters from row {rows[0]} after its reset")
     for name, gradient in gradients(loss(after), inputs).items():
         if bool((gradient[:at_step][:, rows] != 0).any()):
             raise CellContractError(rule, f"gradients reach across the reset into input {name}", leaf=name)

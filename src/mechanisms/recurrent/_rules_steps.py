@@ -38,9 +38,13 @@ def contract(case: Case) -> None:
     same(rule, cell.initial_state(case.batch), state, 0.0, "two calls of initial_state")
     for name in cell.zoneable:
         try:
-            get_leaf(state, name)
+            leaf = get_leaf(state, name)
         except TypeError as error:
             raise CellContractError(rule, f"zoneable names {name!r}: {error}", leaf=name) from error
+        if not leaf.is_floating_point():
+            raise CellContractError(
+                rule, f"zoneable names {name!r}, which holds {leaf.dtype}: Zoneout holds activations only", leaf=name
+            )
     inputs, noise = case.inputs(cell), case.noise(cell)
     _check_leading(case, noise)
     forms = []

@@ -15,6 +15,7 @@ from mechanisms.recurrent.protocol import Cell, project
 
 # What half precision may cost, relative to the largest output.
 HALF = 0.05
+NUDGE = 1e-4  # by how much parameters are moved to see what follows them
 
 
 def dtypes(case: Case) -> None:
@@ -86,6 +87,7 @@ def gradient(case: Case) -> None:
     """Gradients are the derivatives: of one step, of two, and again where the cell says so."""
     rule = "gradient"
     cell = case.cell()
+    _learned_start(rule, cell, case.batch)
     if not cell.exact_gradient:
         return
     stepper = _Stepper(cell)
@@ -129,6 +131,38 @@ def gradient(case: Case) -> None:
                 raise CellContractError(
                     rule, f"gradients of gradients are wrong; or declare twice_differentiable = False: {error}"
                 ) from error
+
+
+def _learned_start(rule: str, cell: Cell, batch: int) -> None:
+    """Whatever initial_state makes of the parameters, it gives them their gradient."""
+    for name, parameter in cell.named_parameters():
+        direction = torch.cos(torch.arange(parameter.numel(), dtype=parameter.dtype)).view_as(parameter)
+        moved_starts = []
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            for shift in (NUDGE, -NUDGE):
+                parameter.copy_(kept + shift * direction)
+                # Copies: an expanded parameter shares its memory.
+                moved_starts.append([leaf.clone() for leaf in tensors(cell.initial_state(batch))])
+            parameter.copy_(kept)
+        plain = [(leaf, value) for leaf, value in named_leaves(cell.initial_state(batch)) if isinstance(value, Tensor)]
+        for (leaf, value), up, down in zip(plain, *moved_starts, strict=True):
+            if not value.is_floating_point() or leaf.split(".")[-1] in cell.constant_leaves:
+                continue
+            weights = torch.sin(1 + torch.arange(value.numel(), dtype=value.dtype)).view_as(value)
+            moved = float(((up - down) * weights).sum()) / (2 * NUDGE)
+            found = 0.0
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad((value * weights).sum(), parameter, allow_unused=True)
+                found = 0.0 if gradient is None else float((gradient * direction).sum())
+            if not abs(found - moved) <= 1e-6 * max(1.0, abs(moved)):
+                raise CellContractError(
+                    rule,
+                    f"the initial {leaf!r} follows the parameter {name!r} (its derivative is {moved:.3g}), but the "
+                    f"gradient is {found:.3g}: expand the parameter, do not copy or detach it",
+                    leaf=leaf,
+                    difference=abs(found - moved),
+                )
 
 
 class _Stepper(nn.Module):

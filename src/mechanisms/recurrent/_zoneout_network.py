@@ -92,6 +92,15 @@ class ZoneoutNetwork(FlatNetwork):
         last = to_torch_state(tuple(state.inner for state in states))
         return output, tree_map(lambda leaf: leaf.squeeze(1), last) if unbatched else last
 
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        """As usual; but where no static mask is given, as by torch's modules, those that were drawn stay."""
+        missing: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected_keys, error_msgs)
+        masks = {prefix + name for name, _ in self.named_buffers(recurse=False)}
+        missing_keys += missing if masks & state_dict.keys() else [name for name in missing if name not in masks]
+
     def reset_parameters(self, scheme: str = "torch") -> None:
         """Draw the parameters anew.
 

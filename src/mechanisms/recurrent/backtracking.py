@@ -27,67 +27,12 @@ from mechanisms._base.validation import check_choice
 from mechanisms.recurrent._reminding_sequence import reminded_by_kernel
 from mechanisms.recurrent._trees import Tree, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, State, project
+from mechanisms.recurrent.sparsifier import masked_softmax, sparse_attention, whole_number
 from mechanisms.recurrent.states import detach
 
 SCORES = ("additive", "released")
 SPARSIFIERS = ("topk", "released")
 READOUTS = ("both", "hidden")
-# Weights that sum to nothing stay nothing; in float16 this would be 0, so weights are computed in float32 at least.
-EPSILON = 1e-7
-
-
-def sparse_attention(scores: Tensor, k: int, *, valid: Tensor | None = None, released: bool = False) -> Tensor:
-    """Weights of which at most k are not zero: the scores' excess over the (k+1)-th largest, scaled to sum to 1.
-
-    Of k entries or fewer, the softmax. Gradients flow through the (k+1)-th largest too, though its weight is 0. The
-    weights do not change when a constant is added to all scores, nor (but for a term of 1e-7) when they are scaled:
-    there is no temperature. With equal scores at the boundary fewer than k are left, with all scores equal none.
-
-    Args:
-        scores: (..., n).
-        k: how many entries may have a weight, at least 1.
-        valid: booleans (..., n), false where there is no entry; all are valid by default.
-        released: as the authors' code does it: the k-th largest is subtracted, so that only k - 1 entries keep a
-            weight, and of k entries or fewer the scores themselves are the weights, whatever their sign.
-
-    Returns:
-        Weights (..., n), in float32 at least.
-
-    Raises:
-        ValueError: k is below 1.
-
-    Source: section 3.1 of the paper.
-
-    >>> sparse_attention(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]), 2)
-    tensor([[0.0000, 0.0000, 0.0000, 0.3333, 0.6667]])
-    """
-    k = _whole(k, "k")
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    n = scores.shape[-1]
-    few = scores if released else _softmax(scores, valid)
-    if n <= k:
-        return few if valid is None else few * valid
-    # Empty slots are never among the largest where there are more than k entries; elsewhere `few` is taken below.
-    bounded = scores if valid is None else scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
-    bar = bounded.topk(k if released else k + 1, -1).values[..., -1:]
-    if valid is None:
-        return _excess(scores, bar + EPSILON if released else bar)
-    many = valid.sum(-1, keepdim=True) > k
-    bar = torch.where(many, bar, torch.zeros_like(bar))
-    return torch.where(many, _excess(scores, bar + EPSILON if released else bar, valid), few) * valid
-
-
-def _excess(scores: Tensor, bar: Tensor, valid: Tensor | None = None) -> Tensor:
-    above = F.relu(scores - bar)
-    if valid is not None:
-        above = above * valid
-    return above / (above.sum(-1, keepdim=True) + EPSILON)
-
-
-def _softmax(scores: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None:
-        return torch.softmax(scores, -1)
-    return torch.softmax(scores.masked_fill(~valid, torch.finfo(scores.dtype).min), -1) * valid
 
 
 class SABState(NamedTuple):
@@ -194,10 +139,10 @@ class SparseAttentiveBacktracking(Cell):
         super().__init__()
         size, like = _hidden_size(cell)
         self.cell, self.hidden_size = cell, size
-        self.k_trunc = None if k_trunc is None else _whole(k_trunc, "k_trunc")
-        self.k_top = None if k_top is None else _whole(k_top, "k_top")
-        self.k_att = _whole(k_att, "k_att")
-        self.max_memory = None if max_memory is None else _whole(max_memory, "max_memory")
+        self.k_trunc = None if k_trunc is None else whole_number(k_trunc, "k_trunc")
+        self.k_top = None if k_top is None else whole_number(k_top, "k_top")
+        self.k_att = whole_number(k_att, "k_att")
+        self.max_memory = None if max_memory is None else whole_number(max_memory, "max_memory")
         self.score_kind = check_choice(score, "score", SCORES)
         self.sparsifier = check_choice(sparsifier, "sparsifier", SPARSIFIERS)
         self.readout = check_choice(readout, "readout", READOUTS)
@@ -215,7 +160,7 @@ class SparseAttentiveBacktracking(Cell):
         self.twice_differentiable = cell.twice_differentiable
         options: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
         if score == "additive":
-            inner = size if attention_size is None else _whole(attention_size, "attention_size")
+            inner = size if attention_size is None else whole_number(attention_size, "attention_size")
             self.key, self.query = nn.Linear(size, inner, **options), nn.Linear(size, inner, **options)
             self.score = nn.Linear(inner, 1, **options)
         else:
@@ -391,7 +336,7 @@ class SparseAttentiveBacktracking(Cell):
 
     def _weights(self, scores: Tensor, valid: Tensor | None) -> Tensor:
         if self.k_top is None:
-            return _softmax(scores, valid)
+            return masked_softmax(scores, valid)
         return sparse_attention(scores, self.k_top, valid=valid, released=self.sparsifier == "released")
 
     def _stored(self, state: SABState, inner: State, h: Tensor) -> SABState:
@@ -434,15 +379,6 @@ def _by_row(state: SABState) -> bool:
 def _dot(rows: Tensor, weight: Tensor) -> Tensor:
     """Products along the last dimension in the type of `rows`, under autocast too: a sum knows nothing of it."""
     return (rows * weight.to(rows)).sum(-1)
-
-
-def _whole(value: Any, name: str) -> int:
-    """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}={value}: it must be at least 1")
-    return value
 
 
 def _hidden_size(cell: Cell) -> tuple[int, Tensor]:

@@ -11,8 +11,9 @@ from mechanisms._base.validation import check_number
 from mechanisms.recurrent._doors import as_flags
 from mechanisms.recurrent._layers import Layout, cells_of, in_torch_layout, make_cells, torch_module
 from mechanisms.recurrent._trees import Tree, first_tensor, joined, shapes, tree_map
+from mechanisms.recurrent._whole import plain_cells, run_whole
 from mechanisms.recurrent.protocol import Cell, Device
-from mechanisms.recurrent.scan import scan
+from mechanisms.recurrent.scan import boundaries, check_options, scan
 from mechanisms.recurrent.states import State, from_torch_state, to_torch_state
 
 
@@ -36,7 +37,7 @@ class Recurrent(nn.Module):
     The parameters of `nn.LSTM` come in with `Recurrent.from_torch`, and go back with `to_torch`.
 
     Raises:
-        ValueError: sizes do not fit, or one cell is given for several layers.
+        ValueError: sizes or options do not fit, or one cell is given for several layers.
 
     >>> from mechanisms.recurrent.cells import LSTMCell
     >>> network = Recurrent(lambda size: LSTMCell(size, 8), 3, num_layers=2)
@@ -67,6 +68,8 @@ class Recurrent(nn.Module):
         check_number(num_layers, "num_layers", at_least=1)
         self.dropout = check_number(dropout, "dropout", at_least=0, at_most=1)
         self.input_size, self.bidirectional, self.batch_first = input_size, bidirectional, batch_first
+        check_options(backend, compile, checkpoint=checkpoint)
+        boundaries(truncate, steps=1)
         cells, self.num_layers = make_cells(make_cell, input_size, num_layers, 2 if bidirectional else 1)
         self.cells = nn.ModuleList(cells)
         self.output_size = sum(cell.output_size for cell in cells[-(2 if bidirectional else 1) :])
@@ -114,6 +117,9 @@ class Recurrent(nn.Module):
             raise TypeError("a memory that grows has one length for all rows: pass padded input with lengths=...")
         if reset is not None and self.bidirectional:
             raise ValueError("reset with bidirectional=True: the backward direction would need the future")
+        found = None if need_info or reset is not None else self._whole(input, layout, state, generator)
+        if found is not None:
+            return found
         like = first_tensor(layout.input)
         states, as_torch = self._states(state, like, layout.batched)
         output, info = layout.input, []
@@ -130,6 +136,38 @@ class Recurrent(nn.Module):
             last = tuple(new)
         if need_info:
             return layout.back(output), last, tuple(layout.back(one) for one in info)
+        return layout.back(output), last
+
+    def _whole(
+        self, input: Any, layout: Layout, state: Any, generator: torch.Generator | None
+    ) -> tuple[Any, Any] | None:
+        """All layers in one call of torch, where they are plain and nothing is asked that it does not know."""
+        if self.truncate is not None or self.checkpoint or self.compile_ or self.backend == "eager":
+            return None
+        dropped = self.dropout > 0 and self.training and self.num_layers > 1
+        cells = plain_cells(self.cells)
+        if not cells or (dropped and generator is not None):
+            return None
+        as_torch = self.torch_state
+        if state is not None:
+            as_torch = in_torch_layout(state, None) or as_torch
+            if not layout.batched:
+                return None
+        found = run_whole(
+            cells,
+            layout.input if layout.packed is None else layout.packed,
+            state,
+            None if layout.packed is not None else layout.lengths,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            train=self.training,
+            torch_state=as_torch,
+        )
+        if found is None or layout.packed is not None:
+            return found
+        output, last = found
+        if as_torch and not layout.batched:
+            last = tree_map(lambda leaf: leaf.squeeze(1), last)
         return layout.back(output), last
 
     def _layer(

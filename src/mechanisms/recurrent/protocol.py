@@ -12,6 +12,7 @@ A subclass of `Cell` writes `initial_state` and `step`; `scan` runs it over time
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -149,6 +150,10 @@ class Cell(nn.Module):
     def _whole_step(self, input: Tree, state: State, noise: Tree) -> tuple[Any, State]:
         """A step from the raw input; cells for which torch has one call override it."""
         return self.step(project(self, input, noise), state, noise)
+
+    def _stepper(self) -> Callable[..., tuple[Any, ...]]:
+        """`step`, for many steps under the same parameters; a cell may compute what they share once."""
+        return self.step
 
     def hidden(self, state: State) -> Tensor:
         """The vector (batch, hidden) that stands for the state; attention wrappers read it. By default leaf `h`."""

@@ -108,12 +108,7 @@ def scan(
     device = first_tensor(inputs).device
     if steps == 0:
         raise ValueError(f"the input has no steps: {shapes(inputs)}; at least one is needed")
-    check_choice(backend, "backend", ("auto", "eager", "kernel"))
-    if compile not in (False, "step", "scan"):
-        raise ValueError(f"compile={compile!r}: it must be False, 'step' or 'scan'")
-    for name, count in (("checkpoint", checkpoint), ("hoist", hoist)):
-        if count is not None and count is not False and count < 1:
-            raise ValueError(f"{name}={count}: at least one step is needed")
+    check_options(backend, compile, checkpoint=checkpoint, hoist=hoist)
     if compile == "scan" and steps > 64:
         warnings.warn(
             f"compile='scan' unrolls all {steps} steps: 20 steps take 8 seconds to compile, 50 take 23, and it gains "
@@ -148,7 +143,7 @@ def scan(
     asked = need_info or (cell.training and not cell.rows_independent)
     plan = Plan(
         steps,
-        detach_at=_boundaries(truncate, steps),
+        detach_at=boundaries(truncate, steps),
         reset_at=reset_at,
         reset=flags,
         lengths=valid,
@@ -163,23 +158,18 @@ def scan(
         segment = None
         if checkpoint:
             segment = math.ceil(math.sqrt(steps)) if checkpoint is True else checkpoint
-        try:
-            output, state, info, states = run_loop(
-                cell,
-                inputs,
-                state,
-                noise,
-                plan,
-                segment=segment,
-                hoist=hoist,
-                compile=compile,
-                need_info=asked,
-                keep_states=keep_states,
-            )
-        except (ValueError, TypeError) as error:
-            if asked and ("unpack" in str(error) or "need_info" in str(error)):
-                raise TypeError(f"{type(cell).__name__} records nothing; leave need_info out") from error
-            raise
+        output, state, info, states = run_loop(
+            cell,
+            inputs,
+            state,
+            noise,
+            plan,
+            segment=segment,
+            hoist=hoist,
+            compile=compile,
+            need_info=asked,
+            keep_states=keep_states,
+        )
     else:
         (output, state), info, states = found, None, []
     if reverse:
@@ -252,8 +242,34 @@ def _resets(
     return flags, frozenset(t for t, any_set in enumerate(flags.any(1).tolist()) if any_set)
 
 
-def _boundaries(truncate: int | tuple[int, int] | None, steps: int) -> frozenset[int]:
-    """The steps before which gradients are cut."""
+def check_options(backend: str, compile: bool | str, **counts: int | bool | None) -> None:
+    """What `scan` and those that call it later are asked to do.
+
+    Raises:
+        ValueError: an unknown name, or fewer steps than one.
+
+    >>> check_options("auto", False, checkpoint=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: checkpoint=0: at least one step is needed
+    """
+    check_choice(backend, "backend", ("auto", "eager", "kernel"))
+    if compile not in (False, "step", "scan"):
+        raise ValueError(f"compile={compile!r}: it must be False, 'step' or 'scan'")
+    for name, count in counts.items():
+        if count is not None and count is not False and count < 1:
+            raise ValueError(f"{name}={count}: at least one step is needed")
+
+
+def boundaries(truncate: int | tuple[int, int] | None, steps: int) -> frozenset[int]:
+    """The steps before which gradients are cut.
+
+    Raises:
+        ValueError: a segment shorter than one step, or a first cut before the first step.
+
+    >>> sorted(boundaries((3, 2), steps=9))
+    [2, 5, 8]
+    """
     if truncate is None:
         return frozenset()
     every, first = truncate if isinstance(truncate, tuple) else (truncate, truncate)
@@ -295,7 +311,7 @@ def _no_kernel(
         "gradients of gradients go through single steps": twice_differentiable,
         "a growing memory has one length for all rows": cell.growing and plan.lengths is not None,
         "batch statistics need equal lengths": not cell.rows_independent and plan.lengths is not None,
-        "torch.func transforms go through single steps": transformed(),
+        "torch.func and torch.jit.trace go through single steps": transformed(),
         # Short segments lose more to calls than the fused path gains.
         "there are too many resets or cuts": backend == "auto" and len(plan.events - {0}) * SPARSE > plan.steps,
     }

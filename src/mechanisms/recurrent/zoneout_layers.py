@@ -27,8 +27,8 @@ class ZoneoutLSTM(ZoneoutNetwork):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as for `torch.nn.LSTM`.
         zoneout_cell: probability that a unit of the memory keeps its old value.
         zoneout_hidden: the same for the hidden state, which tolerates far less.
-        mask: "unit", "layer" or "static", as for `Zoneout`. Static masks are saved with the parameters: load the
-            `state_dict` of an `nn.LSTM` with `strict=False` then.
+        mask: "unit", "layer" or "static", as for `Zoneout`. Static masks are saved with the parameters; the
+            `state_dict` of an `nn.LSTM`, which has none, leaves them as they were drawn.
         share_mask: whether memory and hidden state use the same draws.
         max_length: steps of static masks.
         backend: "auto" takes the fused kernel where there is one, "eager" single steps, "kernel" insists.

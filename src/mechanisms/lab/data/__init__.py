@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mechanisms.lab.data.audio import Recording as Recording
+    from mechanisms.lab.data.audio import open_recording as open_recording
     from mechanisms.lab.data.cifar import cifar10 as cifar10
     from mechanisms.lab.data.cifar import cifar100 as cifar100
     from mechanisms.lab.data.cifar import read_cifar as read_cifar
@@ -48,6 +50,16 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.language import penn_treebank as penn_treebank
     from mechanisms.lab.data.language import text8 as text8
     from mechanisms.lab.data.portraits import celeba as celeba
+    from mechanisms.lab.data.reviews import Sentences as Sentences
+    from mechanisms.lab.data.reviews import imdb as imdb
+    from mechanisms.lab.data.reviews import split_sentences as split_sentences
+    from mechanisms.lab.data.speech import FrameBatch as FrameBatch
+    from mechanisms.lab.data.speech import Frames as Frames
+    from mechanisms.lab.data.speech import FrameSplits as FrameSplits
+    from mechanisms.lab.data.speech import blizzard as blizzard
+    from mechanisms.lab.data.speech import frames as frames
+    from mechanisms.lab.data.speech import moments as moments
+    from mechanisms.lab.data.speech import timit as timit
     from mechanisms.lab.data.splits import Split as Split
     from mechanisms.lab.data.splits import Splits as Splits
     from mechanisms.lab.data.text import Corpus as Corpus
@@ -61,7 +73,12 @@ _HOMES = {
     "ColourRecipe": "images",
     "Corpus": "text",
     "DataSet": "known",
+    "FrameBatch": "speech",
+    "FrameSplits": "speech",
+    "Frames": "speech",
     "RECIPES": "images",
+    "Recording": "audio",
+    "Sentences": "reviews",
     "Split": "splits",
     "Splits": "splits",
     "TableError": ".table_files",
@@ -69,6 +86,7 @@ _HOMES = {
     "Unlabelled": "handwriting",
     "WATERBIRDS_SIZES": "generated",
     "binarised_mnist": "handwriting",
+    "blizzard": "speech",
     "brightness": "folders",
     "celeba": "portraits",
     "character_tokens": "language",
@@ -82,11 +100,15 @@ _HOMES = {
     "download": "downloads",
     "fashion_mnist": "images",
     "features_file": "files",
+    "frames": "speech",
     "gaussian_blobs": "generated",
     "hub_dataset": "files",
     "image_folder": "folders",
+    "imdb": "reviews",
     "manual_text": "text",
     "mnist": "handwriting",
+    "moments": "speech",
+    "open_recording": "audio",
     "penn_treebank": "language",
     "read_arrays": "files",
     "read_cifar": "cifar",
@@ -94,7 +116,9 @@ _HOMES = {
     "read_image": "folders",
     "read_images": "folders",
     "read_table": ".table_files",
+    "split_sentences": "reviews",
     "text8": "language",
+    "timit": "speech",
     "two_moons": "generated",
     "waterbirds_like": "generated",
     "write_table": ".table_files",

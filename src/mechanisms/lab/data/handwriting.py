@@ -74,9 +74,7 @@ def mnist(path: str | Path | None = None, *, hub: str = "", num_validation: int 
         arrays = [array for part in parts for array in (part.x, part.y)]
         source = hub
     else:
-        # The last form of the name is how the archive of its authors unpacks on some systems.
-        names = [[f"{name}.gz", name, name.replace("-idx", ".idx")] for name in IDX]
-        files = find_files("MNIST", "mnist", path, names, GET, ["raw", "MNIST/raw"])
+        files = find_mnist(path)
         for file in files:
             check_file(file)
         arrays, source = [read_idx(file) for file in files], str(files[0].parent)
@@ -87,6 +85,17 @@ def mnist(path: str | Path | None = None, *, hub: str = "", num_validation: int 
     if not 0 < middle <= len(train):
         raise ValueError(f"num_validation={num_validation}: it must be at least 0 and below {len(train)}")
     return Splits(train.take(slice(0, middle)), train.take(slice(middle, None)), test)
+
+
+def find_mnist(path: str | Path | None = None) -> list[Path]:
+    """The four files; see `mnist`.
+
+    Raises:
+        NotHere: they are in none of the places.
+    """
+    # The last form of the name is how the archive of its authors unpacks on some systems.
+    names = [[f"{name}.gz", name, name.replace("-idx", ".idx")] for name in IDX]
+    return find_files("MNIST", "mnist", path, names, GET, ["raw", "MNIST/raw"])
 
 
 def binarised_mnist(path: str | Path | None = None) -> Unlabelled:

@@ -102,8 +102,7 @@ def penn_treebank(path: str | Path | None = None, *, level: str = "characters", 
             parts = [_spelled(part) for part in parts]
         sources = [f"{hub}, {part}" for part in PARTS]
     else:
-        names = [f"ptb.char.{part}.txt" if level == "characters" else f"ptb.{part}.txt" for part in PARTS]
-        files = find_files("Penn Treebank", "penn-treebank", path, [[name] for name in names], GET_PTB, ["data"])
+        files = find_penn_treebank(path, level)
         for file in files:
             check_file(file)
         parts, sources = [file.read_bytes() for file in files], [str(file) for file in files]
@@ -111,6 +110,25 @@ def penn_treebank(path: str | Path | None = None, *, level: str = "characters", 
         if not part.strip():
             raise ValueError(f"{source} is empty")
     return _characters(parts, sources) if level == "characters" else _words(parts, sources)
+
+
+def find_penn_treebank(path: str | Path | None = None, level: str = "characters") -> list[Path]:
+    """The three files of a level; see `penn_treebank`.
+
+    Raises:
+        NotHere: they are in none of the places.
+    """
+    names = [f"ptb.char.{part}.txt" if level == "characters" else f"ptb.{part}.txt" for part in PARTS]
+    return find_files("Penn Treebank", "penn-treebank", path, [[name] for name in names], GET_PTB, ["data"])
+
+
+def find_text8(path: str | Path | None = None) -> Path:
+    """The file, packed or not; see `text8`.
+
+    Raises:
+        NotHere: it is in none of the places.
+    """
+    return find_files("text8", "text8", path, [["text8", "text8.zip"]], GET_TEXT8)[0]
 
 
 def text8(path: str | Path | None = None, *, hub: str = "") -> Tokens:
@@ -142,7 +160,7 @@ def text8(path: str | Path | None = None, *, hub: str = "") -> Tokens:
     elif path is not None and Path(path).expanduser().is_file():
         content, source = _bytes(Path(path).expanduser())
     else:
-        content, source = _bytes(find_files("text8", "text8", path, [["text8", "text8.zip"]], GET_TEXT8)[0])
+        content, source = _bytes(find_text8(path))
     check_known(source, len(content), hashlib.md5(content.data).hexdigest())
     places = np.full(256, 255, np.uint8)
     places[np.frombuffer(LETTERS.encode(), np.uint8)] = np.arange(len(LETTERS), dtype=np.uint8)

@@ -23,7 +23,7 @@ class Reach:
     k_trunc: int = 5
     k_top: int = 5
     k_att: int = 2
-    map_every: int = 10
+    map_every: int = 8
 
 
 def run_reach(settings: Reach, variant: str, bench: Bench) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def run_reach(settings: Reach, variant: str, bench: Bench) -> dict[str, Any]:
     from mechanisms.recurrent import copying_task
 
     with seeded(stream_seed(bench.seed, "weights")):
-        cell = make_network(variant, settings)(settings.symbols + 2).cells[0].double()
+        cell: Any = make_network(variant, settings)(settings.symbols + 2).cells[0].double()
     found: dict[str, Any] = {}
     shares = []
     for length in settings.lengths:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 REMINDED: dict[str, dict[str, Any]] = {
     "sab-additive": {"score": "additive"},
     "sab-released": {"score": "released"},
-    "sab-additive-trunc-1": {"score": "additive", "k_trunc": 1},
     "sab-released-trunc-1": {"score": "released", "k_trunc": 1},
 }
 
@@ -24,10 +23,17 @@ REMINDED: dict[str, dict[str, Any]] = {
 class Sizes(Protocol):
     """What an experiment's settings say about its networks."""
 
-    hidden_size: int
-    k_trunc: int
-    k_top: int
-    k_att: int
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def k_trunc(self) -> int: ...
+
+    @property
+    def k_top(self) -> int: ...
+
+    @property
+    def k_att(self) -> int: ...
 
 
 def make_network(variant: str, settings: Sizes) -> Callable[[int], Recurrent]:
@@ -44,7 +50,7 @@ def make_network(variant: str, settings: Sizes) -> Callable[[int], Recurrent]:
         if variant == "full-attention":
             return SelfAttentiveCell(cell)
         if variant in REMINDED:
-            options = {"k_trunc": settings.k_trunc, "k_top": settings.k_top, "k_att": settings.k_att}
+            options: dict[str, Any] = {"k_trunc": settings.k_trunc, "k_top": settings.k_top, "k_att": settings.k_att}
             return SparseAttentiveBacktracking(cell, **(options | REMINDED[variant]))
         return cell
 

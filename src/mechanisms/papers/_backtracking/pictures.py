@@ -20,13 +20,14 @@ def draw_transfer(cell: Cell) -> plotly.graph_objects.Figure:
     chance = None
     for place, variant in enumerate(cell.variants):
         records = cell.of(variant)
+        found: list[Any] = [record.metrics for record in records]
         names = sorted(
-            (name for name in records[0].metrics if name.startswith("accuracy_at_")),
+            (name for name in found[0] if name.startswith("accuracy_at_")),
             key=lambda name: int(name.rsplit("_", 1)[1]),
         )
         delays = [int(records[0].config["delay"]), *(int(name.rsplit("_", 1)[1]) for name in names)]
-        chance = records[0].metrics["chance"]
-        points = [[float(record.metrics[name]) for record in records] for name in ("accuracy", *names)]
+        chance = found[0]["chance"]
+        points = [[float(metrics[name]) for metrics in found] for name in ("accuracy", *names)]
         halves = []
         for values in points:
             low, high = student_interval(values) if len(values) > 1 else (0.0, 0.0)
@@ -100,7 +101,8 @@ def draw_attention(cell: Cell) -> plotly.graph_objects.Figure:
     )
     for column, variant in enumerate(variants, start=1):
         record = cell.of(variant)[0]
-        rows = _rows(record.metrics["attention"], int(record.metrics["attention_steps"]))
+        metrics: Any = record.metrics
+        rows = _rows(metrics["attention"], int(metrics["attention_steps"]))
         every = int(record.config["k_att"])
         figure.add_heatmap(
             z=rows,

@@ -5,9 +5,9 @@
     result = train_language(make_network, tokens, settings, bench)  # bench curves: train_bpc, validation_bpc
     result.metrics["best_validation_bpc"], result.model
 
-`make_network(input_size)` returns a network `network(x, state, generator=...) -> (output, state)` of inputs (T, B, I),
-with the attribute `output_size`: a `Recurrent`. Its initial weights are drawn from the seed alone; draw them before
-anything else, and variants are paired.
+`make_network(input_size)` returns a network `network(x, state, generator=...) -> (output, state)` of inputs (T, B, I):
+a `Recurrent`, or one that stands in for `nn.LSTM` (with `carry` a `Recurrent`, so that a run that was killed can go
+on). Its initial weights are drawn from the seed alone; draw them before anything else, and variants are paired.
 
 Either windows are shuffled, at a random offset in each epoch, and start from the network's initial state; or, with
 `carry`, rows of consecutive text hand their state on from window to window, and from row to row between epochs. Every
@@ -134,7 +134,7 @@ def train_language(
     with seeded(stream_seed(bench.seed, "readout")):
         model = LanguageModel(network, vocabulary, settings.embedding).to(device)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.SGD
-    wrapped, optimizer = fabric.setup(model, kind(model.parameters(), lr=settings.lr))
+    wrapped, optimizer = fabric.setup(model, kind(model.parameters(), lr=settings.lr, fused=True))
     noise, shaken = bench.generator(f"noise {rank()}", device), bench.generator("weight noise", device)
     source = (
         Rows(train, settings.window, settings.batch_size, model.network)

@@ -16,6 +16,7 @@ from mechanisms._base.seeds import torch_generator
 from mechanisms.lab.batches import Batches
 from mechanisms.lab.data.language import Tokens
 from mechanisms.lab.together import world_size
+from mechanisms.papers._sequences.classifier import output_size
 from mechanisms.recurrent.states import detach, state_from_dict, state_to_dict
 
 
@@ -130,7 +131,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.vocabulary, self.network = vocabulary, network
         self.embedding = nn.Embedding(vocabulary, embedding) if embedding else None
-        self.readout = nn.Linear(int(network.output_size), vocabulary)  # pyrefly: ignore[bad-argument-type]
+        self.readout = nn.Linear(output_size(network), vocabulary)
 
     def forward(
         self, tokens: Tensor, state: Any = None, *, generator: torch.Generator | None = None

@@ -93,7 +93,7 @@ def train_recall_network(
         model = with_readout(settings, make_network)
     model = model.to(bench.device)
     optimizer = _optimizer(settings, list(model.parameters()))
-    data, test, reached = bench.generator("data"), Test(settings, bench), Reached(settings)
+    data, test, reached = bench.generator("data"), Scorer(settings, bench), Reached(settings)
     total = torch.zeros((), device=bench.device)
     for update in range(1, settings.updates + 1):
         inputs, targets = draw(settings, settings.batch_size, settings.delay, data, bench.device)
@@ -133,7 +133,7 @@ def train_recall_together(
             models.append(with_readout(settings, make_network).to(device))
     weights, buffers = stack_module_state(models)  # pyrefly: ignore[bad-argument-type]
     weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    model, tests = models[0], [Test(settings, bench) for bench in benches]
+    model, tests = models[0], [Scorer(settings, bench) for bench in benches]
 
     def one(own: Any, kept: Any, inputs: Tensor) -> Tensor:
         return functional_call(model, (own, kept), (inputs,))
@@ -204,7 +204,7 @@ def loss_of(settings: Recall, output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, 1), targets.flatten())
 
 
-class Test:
+class Scorer:
     """Scores on fresh sequences, the same for all variants and at each time of a seed."""
 
     def __init__(self, settings: Recall, bench: Bench) -> None:
@@ -274,7 +274,7 @@ def _optimizer(settings: Recall, parameters: list[Tensor]) -> Any:
     import torch
 
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.lr)
+        return torch.optim.Adam(parameters, lr=settings.lr, fused=True)
     return torch.optim.RMSprop(parameters, lr=settings.lr, alpha=settings.rmsprop_alpha)
 
 

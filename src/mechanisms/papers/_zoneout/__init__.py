@@ -1,0 +1,1 @@
+"""The runs of the recipe on Zoneout."""
