@@ -11,6 +11,7 @@ from mechanisms.lab import Bench
 from mechanisms.papers._sequences.recall import (
     Recall,
     Scorer,
+    batches,
     draw,
     train_recall,
     train_recall_network,
@@ -59,6 +60,35 @@ def test_weights_and_data_do_not_depend_on_the_variant() -> None:
     _, one = train_recall_network(settings, lstm, Bench(seed=0))
     _, two = train_recall_network(settings, reminded, Bench(seed=0))
     assert torch.equal(one.network.cells[0].weight_hh, two.network.cells[0].cell.weight_hh)
+
+
+@pytest.mark.parametrize("task", ["copying", "denoise", "adding"])
+def test_batches_are_drawn_together_and_each_is_whole(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mechanisms.papers._sequences import recall
+
+    monkeypatch.setattr(recall, "DRAWN", 3 * 8 * 8)
+    settings = dataclasses.replace(TINY, task=task, delay=8 if task == "adding" else 4)
+    stream = batches(settings, Bench(seed=0).generator("data"), torch.device("cpu"))
+    got = [next(stream) for _ in range(5)]
+    assert got[0].inputs.is_contiguous()
+    for inputs, targets in got:
+        if task == "adding":
+            assert torch.allclose((inputs[..., 0] * inputs[..., 1]).sum(0), targets)
+        else:
+            tokens = inputs.argmax(-1)
+            assert (tokens[-3] == settings.symbols + 1).all()
+            for row in range(8):
+                read = tokens[:5, row]
+                assert torch.equal(read[read > 0], targets[-2:, row])
+    assert not torch.equal(got[0].inputs, got[1].inputs)  # within a draw
+    assert not torch.equal(got[0].inputs, got[3].inputs)  # and between draws
+
+
+def test_a_longer_run_begins_as_a_shorter_one() -> None:
+    short, long = Bench(seed=0), Bench(seed=0)
+    train_recall(dataclasses.replace(TINY, updates=10), lstm, short)
+    train_recall(TINY, lstm, long)
+    assert short.curves["training_loss"][1] == long.curves["training_loss"][1][:1]
 
 
 def test_a_small_network_learns_a_small_task() -> None:

@@ -14,7 +14,7 @@ from mechanisms.lab.records import Cell, Record
 from mechanisms.papers._backtracking import corpora, gradients, images, recall
 from mechanisms.papers._backtracking.networks import REMINDED, make_network
 from mechanisms.papers.sparse_attentive_backtracking import paper
-from mechanisms.recurrent import LSTMCell, SelfAttentiveCell, SparseAttentiveBacktracking
+from mechanisms.recurrent import LSTMCell, SparseAttentiveBacktracking
 from tests.lab.corpora import write_mnist, write_penn_treebank, write_text8
 from tests.lab.photographs import write_cifar10
 
@@ -29,11 +29,13 @@ def test_a_variant_s_name_says_what_it_is() -> None:
     assert isinstance(cells["lstm"], LSTMCell)
     assert made["lstm"].truncate is None
     assert made["tbptt"].truncate == (5, 4)
-    assert isinstance(cells["full-attention"], SelfAttentiveCell)
-    for variant, options in REMINDED.items():
-        cell = cells[variant]
+    assert {"full-attention", "sab-additive", "sab-released", "sab-released-trunc-1"} == set(cells) - {"lstm", "tbptt"}
+    for variant in set(cells) - {"lstm", "tbptt"}:
+        cell, options = cells[variant], REMINDED[variant]
         assert isinstance(cell, SparseAttentiveBacktracking)
-        assert (cell.k_trunc, cell.k_top, cell.k_att) == (options.get("k_trunc", 5), 5, 2)
+        dense = variant == "full-attention"  # the same but for what is compared: all entries, and no cut
+        trunc = 1 if variant.endswith("trunc-1") else 5
+        assert (cell.k_trunc, cell.k_top, cell.k_att) == ((None, None, 2) if dense else (trunc, 5, 2))
         assert cell.score_kind == options["score"]
 
 
@@ -66,6 +68,8 @@ def test_a_run_records_what_the_network_looked_at() -> None:
     assert weights.shape == (steps, 1 + (steps - 1) // 2)
     assert weights.sum(1) == pytest.approx(1, abs=0.05)
     assert ((weights > 0).sum(1) <= SMOKE.k_top).all()
+    long = recall.run_memory(dataclasses.replace(SMOKE, delay=100, test_delays=()), "full-attention", Bench(seed=0))
+    assert len(long["attention"]) == long["attention_steps"] * 52 <= recall.SHOWN  # of 104 steps the last
     assert "attention" not in recall.run_memory(SMOKE, "lstm", Bench(seed=0))
     if found["accuracy"]:
         assert found["kept"] == found["accuracy_at_160"] / found["accuracy"]

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 # What is not said is the settings': "trunc" overrides their k_trunc.
 REMINDED: dict[str, dict[str, Any]] = {
+    "full-attention": {"score": "additive", "k_trunc": None, "k_top": None},
     "sab-additive": {"score": "additive"},
     "sab-released": {"score": "released"},
+    "sab-additive-trunc-1": {"score": "additive", "k_trunc": 1},
     "sab-released-trunc-1": {"score": "released", "k_trunc": 1},
 }
 
@@ -40,20 +42,20 @@ def make_network(variant: str, settings: Sizes) -> Callable[[int], Recurrent]:
     """A function from the input size to the network of a variant.
 
     - "lstm": the whole gradient; "tbptt": cut every k_trunc steps, the first time after k_trunc - 1, as SAB cuts;
-    - "full-attention": softmax over all past states, the whole gradient;
+      "tbptt-20": every 20 whatever k_trunc is;
+    - "full-attention": as "sab-additive", but with the softmax over all stored states, and the whole gradient;
     - "sab-...": see `REMINDED`.
     """
-    from mechanisms.recurrent import LSTMCell, Recurrent, SelfAttentiveCell, SparseAttentiveBacktracking
+    from mechanisms.recurrent import LSTMCell, Recurrent, SparseAttentiveBacktracking
 
     def make_cell(size: int) -> Cell:
         cell = LSTMCell(size, settings.hidden_size)
-        if variant == "full-attention":
-            return SelfAttentiveCell(cell)
         if variant in REMINDED:
             options: dict[str, Any] = {"k_trunc": settings.k_trunc, "k_top": settings.k_top, "k_att": settings.k_att}
             return SparseAttentiveBacktracking(cell, **(options | REMINDED[variant]))
         return cell
 
-    cut = (settings.k_trunc, settings.k_trunc - 1) if variant == "tbptt" else None
+    steps = {"tbptt": settings.k_trunc, "tbptt-20": 20}.get(variant)
+    cut = None if steps is None else (steps, steps - 1)
     # Between cuts torch's own kernel runs, which pays for segments of five steps already.
     return lambda size: Recurrent(make_cell, size, truncate=cut, backend="kernel" if cut else "auto")

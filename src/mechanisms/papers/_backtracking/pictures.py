@@ -104,10 +104,11 @@ def draw_attention(cell: Cell) -> plotly.graph_objects.Figure:
         metrics: Any = record.metrics
         rows = _rows(metrics["attention"], int(metrics["attention_steps"]))
         every = int(record.config["k_att"])
+        last = int(record.config["delay"]) + (2 * int(record.config["n"]) if record.config["task"] != "adding" else 0)
         figure.add_heatmap(
             z=rows,
             x=[place * every for place in range(len(rows[0]))],
-            y=list(range(1, len(rows) + 1)),
+            y=list(range(last - len(rows) + 1, last + 1)),
             colorscale="Blues",
             zmin=0,
             zmax=1,

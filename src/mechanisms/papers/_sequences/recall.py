@@ -26,7 +26,7 @@ Returned are numbers by name, curves go to the benches:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, config
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MakeNetwork = Callable[[int], Any]
 REACHED = (50, 90)  # percent: accuracies whose first update is kept
 DRAWS = 4096  # test sequences that run at once
+DRAWN = 2**17  # steps of training sequences that are drawn at once: one batch alone costs mostly calls
 
 
 @config
@@ -92,16 +93,17 @@ def train_recall_network(
     with seeded(stream_seed(bench.seed, "weights")):
         model = with_readout(settings, make_network)
     model = model.to(bench.device)
-    optimizer = _optimizer(settings, list(model.parameters()))
-    data, test, reached = bench.generator("data"), Scorer(settings, bench), Reached(settings)
+    weights = list(model.parameters())
+    optimizer, test, reached = _optimizer(settings, weights), Scorer(settings, bench), Reached(settings)
+    data = batches(settings, bench.generator("data"), bench.device)
     total = torch.zeros((), device=bench.device)
     for update in range(1, settings.updates + 1):
-        inputs, targets = draw(settings, settings.batch_size, settings.delay, data, bench.device)
+        inputs, targets = next(data)
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(settings, model(inputs), targets)
         loss.backward()
         if settings.clip:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            torch.nn.utils.clip_grad_norm_(weights, settings.clip, foreach=True)
         optimizer.step()
         total += loss.detach()
         bench.progress(update, settings.updates, loss=loss.detach())
@@ -145,10 +147,11 @@ def train_recall_together(
 
     run = vmap(one)
     optimizer = _optimizer(settings, list(weights.values()))
-    streams, reached = [bench.generator("data") for bench in benches], [Reached(settings) for _ in benches]
+    streams = [batches(settings, bench.generator("data"), device) for bench in benches]
+    reached = [Reached(settings) for _ in benches]
     total = torch.zeros(len(benches), device=device)
     for update in range(1, settings.updates + 1):
-        drawn = [draw(settings, settings.batch_size, settings.delay, stream, device) for stream in streams]
+        drawn = [next(stream) for stream in streams]
         inputs, targets = (torch.stack(parts) for parts in zip(*drawn, strict=True))
         optimizer.zero_grad(set_to_none=True)
         losses = vmap(lambda logits, wanted: loss_of(settings, logits, wanted))(run(weights, buffers, inputs), targets)
@@ -193,6 +196,23 @@ def draw(settings: Recall, batch: int, delay: int, generator: Any, device: Any) 
         task = copying_task if settings.task == "copying" else denoise_task
         drawn = task(batch, delay, settings.n, settings.symbols, encoding=settings.encoding, generator=generator)
     return Batch(drawn.inputs.to(device), drawn.targets.to(device))
+
+
+def batches(settings: Recall, generator: Any, device: Any) -> Iterator[Batch]:
+    """Training batches without an end, drawn many at a time; how many there will be changes none of them."""
+    from mechanisms.recurrent.tasks import Batch
+
+    size = settings.batch_size
+    steps = settings.delay + (0 if settings.task == "adding" else 2 * settings.n)
+    count = max(1, DRAWN // (size * steps))
+    while True:
+        drawn = draw(settings, size * count, settings.delay, generator, device)
+        inputs = drawn.inputs.unflatten(1, (count, size)).transpose(0, 1).contiguous()
+        if settings.task == "adding":
+            targets = drawn.targets.unflatten(0, (count, size))
+        else:
+            targets = drawn.targets.unflatten(1, (count, size)).transpose(0, 1).contiguous()
+        yield from map(Batch, inputs, targets)
 
 
 def loss_of(settings: Recall, output: Tensor, targets: Tensor) -> Tensor:
