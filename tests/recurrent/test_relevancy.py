@@ -54,24 +54,27 @@ def gradients(cell: nn.Module, output: Tensor, *more: Tensor) -> list[Tensor]:
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("zoned", [False, True])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("base", "zoned"), [*((base, zoned) for base in ("lstm", "gru", "rnn") for zoned in (False, True)), ("own", False)]
+)
 def test_screening_of_any_cell_keeps_the_contract(base: str, zoned: bool) -> None:
     def make() -> RelevancyScreening:
         cell = BASES[base](3, 4)
         return RelevancyScreening(Zoneout(cell, 0.3) if zoned else cell, short_term=2, relevant=2)
 
-    check_cell(make, compile=base == "lstm" and not zoned)
+    # What attention differentiates is the same around all.
+    check_cell(make, compile=base == "lstm" and not zoned, gradcheck=base == "lstm" or zoned)
 
 
-@pytest.mark.parametrize("max_memory", [None, 3])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("base", "max_memory"), [("lstm", None), ("gru", None), ("own", None), ("lstm", 3), ("rnn", 3)]
+)
 def test_full_attention_over_any_cell_keeps_the_contract(base: str, max_memory: int | None) -> None:
     def make() -> SelfAttentiveCell:
         cell = BASES[base](3, 4)
         return SelfAttentiveCell(Zoneout(cell, 0.3) if base == "gru" else cell, max_memory=max_memory)
 
-    check_cell(make, compile=base == "lstm" and max_memory is not None)
+    check_cell(make, compile=base == "lstm" and max_memory is not None, gradcheck=base != "own")
 
 
 @pytest.mark.parametrize(
@@ -89,14 +92,18 @@ def test_every_form_keeps_the_contract(options: dict[str, Any]) -> None:
     )
 
 
-def test_cells_with_several_inputs_noise_static_masks_and_learned_states_keep_it_too() -> None:
-    for make in (
-        lambda: RelevancyScreening(Pair(), short_term=2, relevant=2),
-        lambda: RelevancyScreening(Noisy(3, 4), short_term=2, relevant=2),
-        lambda: RelevancyScreening(Zoneout(LSTMCell(3, 4), 0.5, mask="static", max_length=4), short_term=2, relevant=1),
-        lambda: RelevancyScreening(LSTMCell(3, 4, learn_initial_state=True), short_term=2, relevant=2),
-    ):
-        check_cell(make, compile=False)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Pair(),
+        lambda: Noisy(3, 4),
+        lambda: Zoneout(LSTMCell(3, 4), 0.5, mask="static", max_length=4),
+        lambda: LSTMCell(3, 4, learn_initial_state=True),
+    ],
+    ids=["inputs", "noise", "static-masks", "learned-state"],
+)
+def test_cells_of_other_kinds_keep_it_too(make: Any) -> None:
+    check_cell(lambda: RelevancyScreening(make(), short_term=2, relevant=2), compile=False, gradcheck=False)
 
 
 def test_batch_statistics_of_the_cell_inside_are_taken_over() -> None:

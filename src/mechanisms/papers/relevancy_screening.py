@@ -175,7 +175,7 @@ COPYING = Experiment(
     "them.",
     run=remember.run_remember,
     variants=remember.COPYING,
-    scales={"smoke": replace(TINY, task="copying"), "laptop": Remember(task="copying", updates=3000)},
+    scales={"smoke": replace(TINY, task="copying"), "laptop": Remember(task="copying", updates=2500)},
     claims=(
         Claim(
             "Screening keeps the accuracy of full attention on copying",
