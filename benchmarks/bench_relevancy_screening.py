@@ -72,7 +72,7 @@ class ReleasedWay(nn.Module):
             if not bool((places[place] >= 0).any()):
                 break
             one = [
-                states[places[place, row].item()][row] if places[place, row].item() >= 0 else states[0].new_zeros(size)
+                states[member][row] if (member := places[place, row].item()) >= 0 else states[0].new_zeros(size)
                 for row in range(rows)
             ]
             found.append(torch.stack(one))
@@ -80,15 +80,11 @@ class ReleasedWay(nn.Module):
 
     def replace(self, leaving: int, relevance: Tensor, places: Tensor, rows: int) -> None:
         """A free place, or that of the least relevant member when the state that leaves is more relevant."""
-        for row in range(rows):
-            least, where = float("inf"), -1
-            for place in range(self.relevant):
-                member = places[place, row].item()
-                value = relevance[member, row].item() if member >= 0 else -float("inf")
-                if value < least:
-                    least, where = value, place
-            if relevance[leaving, row].item() > least:
-                places[where, row] = leaving
+        known = relevance.cpu().gather(0, places.clamp(min=0)).masked_fill(places < 0, -torch.inf)
+        least, where = known.min(0)
+        where, every = where.unsqueeze(0), torch.arange(rows)
+        enters = relevance[leaving].cpu() > least
+        places.scatter_(0, where, torch.where(enters, leaving, places[where[0], every]).unsqueeze(0))
 
 
 def ours_like(peer: ReleasedWay) -> RelevancyScreening:

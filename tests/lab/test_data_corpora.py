@@ -5,6 +5,7 @@ import io
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,21 @@ def test_penn_treebank_and_text8_are_read_by_a_name_of_the_hub_s_library(tmp_pat
         data.penn_treebank(hub=str(tmp_path / "t8"))
 
 
+def test_a_set_that_comes_with_a_program_is_read_from_the_hub_s_tables(monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name: str, split: str, revision: str | None = None) -> Any:
+        asked.append((name, split, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found ptb_text_only.py")
+        return datasets.Dataset.from_dict({"sentence": ["the market rose"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert data.penn_treebank(hub="owner/name", level="words").vocabulary == ("<eos>", "market", "rose", "the")
+    assert asked[:2] == [("owner/name", "train", None), ("owner/name", "train", "refs/convert/parquet")]
+
+
 def test_text8_is_cut_by_position_and_read_from_a_file_a_zip_or_a_folder(tmp_path: Path) -> None:
     path = write_text8(tmp_path / "text8")
     tokens = data.text8(path)
@@ -144,6 +160,7 @@ def test_any_text_is_read_by_its_characters() -> None:
 def test_mnist_keeps_the_order_of_its_files(tmp_path: Path, packed: bool, inner: str) -> None:
     write_mnist(tmp_path / inner, packed=packed)
     splits = data.mnist(tmp_path, num_validation=20)
+    assert splits.train.x.flags.writeable  # or torch warns of it
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [100, 20, 40]
     assert splits.train.x.dtype == np.uint8
     assert np.array_equal(splits.validation.y, np.arange(100, 120) % 10)

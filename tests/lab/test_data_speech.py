@@ -56,6 +56,7 @@ def test_other_chunks_and_unfilled_lengths_of_riff_files_are_understood(tmp_path
         (b"fLaC" + bytes(20), "sox bad.wav"),
         (b"NIST_1A\n   1024\nsample_rate -i many\n", "damaged NIST header"),
         (b"NIST_1A\n", "damaged NIST header"),
+        (b"NIST_1A\n   -900\nsample_rate -i 16000\nsample_count -i 1\nend_head\n  ", "damaged NIST header"),
         (b"RIFF\0\0\0\0WAVEfmt ", "cut short or damaged"),
     ],
 )

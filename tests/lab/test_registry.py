@@ -58,6 +58,24 @@ def test_a_name_from_a_lazy_package_counts_with_its_home_and_with_no_other() -> 
     assert registry._homes("mechanisms.papers") == registry._homes("mechanisms.lab.data.images") == {}
 
 
+def test_of_a_package_that_is_asked_for_names_these_count_and_of_one_that_is_passed_on_all() -> None:
+    asked = "from mechanisms.lab import data\nfound = data.digits(), data.two_moons()\n"
+    found = registry._imports(asked, "pack.part", package=False)
+    assert {name for name, _ in found} == {
+        "mechanisms.lab",
+        "mechanisms.lab.data.digits",
+        "mechanisms.lab.data.two_moons",
+    }
+    passed = registry._imports(asked + "look(data)\n", "pack.part", package=False)
+    assert ("mechanisms.lab.data", True) in passed
+
+
+def test_c_files_that_a_module_names_count_with_their_headers(tmp_path: Path) -> None:
+    (tmp_path / "one.h").write_text("int one;")
+    (tmp_path / "two.c").write_text('#include "one.h"')
+    assert registry._kernels('SOURCE = "two.c"\nOTHER = "three.c"\n', tmp_path) == ["int one;", '#include "one.h"']
+
+
 def test_a_change_in_what_a_recipe_imports_changes_its_hash(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.code_hash.cache_clear()
     before = code_hash("toy")

@@ -250,6 +250,27 @@ def test_a_stack_s_step_is_the_step_of_a_network_by_itself() -> None:
     torch.testing.assert_close(stack.buffers["cell.running_var_h"][1], network.cell.running_var_h)
 
 
+def test_before_an_evaluation_statistics_are_those_of_all_training_images() -> None:
+    """Without masks, evaluation is then training with all images in one batch."""
+    stack = Stack(Images(**DIGITS), "batch-norm", [Bench(0), Bench(1)])
+    stack.train_epoch(1)
+    stack.refresh_statistics()
+    with torch.no_grad():
+        expected, _ = stack.scores(stack.x["train"])
+        for place, network in enumerate(stack.networks):
+            network.load_state_dict({name: one[place] for name, one in stack.parameters.items()}, strict=False)
+            torch.testing.assert_close(network.eval()(stack.x["train"][place], None)[0], expected[place])
+
+
+def test_statistics_under_zoneout_are_those_of_masked_runs() -> None:
+    stack = Stack(Images(**DIGITS), "batch-norm-zoneout", [Bench(0)])
+    before = {name: one.clone() for name, one in stack.buffers.items()}
+    stack.train_epoch(1)
+    stack.refresh_statistics()
+    moved = {name for name, one in stack.buffers.items() if not torch.equal(one, before[name])}
+    assert moved == set(before)
+
+
 def test_pixels_are_read_in_the_order_of_the_settings() -> None:
     fixed = Images(permutation_seed=3)
     assert torch.equal(images.pixel_order(fixed, Bench(0)), images.pixel_order(fixed, Bench(1)))

@@ -1,6 +1,8 @@
 """Fused sequences of the attention wrappers equal single steps: outputs, states, gradients; and what they keep."""
 
 import ctypes
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -211,8 +213,9 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 
 
 @needs_compiler
-def test_the_state_of_screening_holds_nothing_of_the_trajectory() -> None:
-    cell = RelevancyScreening(LSTMCell(3, 8), short_term=4, relevant=3)
+@pytest.mark.parametrize("wrapper", ["screening", "full, bounded", "sab, ring"])
+def test_a_state_of_fixed_size_holds_nothing_of_the_trajectory(wrapper: str) -> None:
+    cell = WRAPPERS[wrapper](LSTMCell(3, 8))
     sizes = []
     with torch.no_grad():
         for steps in (30, 300):
@@ -301,6 +304,48 @@ def test_what_the_kernel_does_not_compute_goes_through_single_steps(wrapper: str
     assert scan(cell, torch.randn(5, 2, 3), need_info=True).info is not None
 
 
+class Unattended(RelevancyScreening):
+    def _combined(self, h: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return h
+
+
+class Detached(SelfAttentiveCell):
+    def _combined(self, h: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        return super()._combined(h, weights, values.detach())
+
+
+class Even(SparseAttentiveBacktracking):
+    def _scores(self, provisional: Tensor, keys: Tensor) -> Tensor:
+        return torch.zeros_like(super()._scores(provisional, keys))
+
+
+@pytest.mark.parametrize("kind", [Unattended, Detached, Even])
+def test_a_subclass_computes_what_it_says(kind: Any) -> None:
+    torch.manual_seed(0)
+    cell, x = kind(LSTMCell(3, 4)), torch.randn(9, 2, 3)
+    assert cell.sequence(x, cell.initial_state(2), None) is NotImplemented
+    found, expected = (results(cell, x, cell.initial_state(2), None, backend=name) for name in ("auto", "eager"))
+    assert all(torch.equal(a, b) for a, b in zip(found[0] + found[1], expected[0] + expected[1], strict=True))
+
+
+@pytest.mark.parametrize("wrapper", ["screening", "full", "sab"])
+def test_layers_of_the_attention_that_were_replaced_are_not_ignored(wrapper: str) -> None:
+    def with_bias(cell: Any) -> None:
+        cell.query = torch.nn.Linear(4, 4)
+
+    def with_norm(cell: Any) -> None:
+        torch.nn.utils.parametrizations.weight_norm(cell.query)
+
+    def with_hook(cell: Any) -> None:
+        cell.query.register_forward_hook(lambda module, given, output: 2 * output)
+
+    for change in (with_bias, with_norm, with_hook):
+        torch.manual_seed(0)
+        cell, x = spread(WRAPPERS[wrapper](LSTMCell(3, 4))), torch.randn(9, 2, 3)
+        change(cell)
+        assert torch.equal(scan(cell, x).output, scan(cell, x, backend="eager").output)
+
+
 @needs_compiler
 @pytest.mark.user_input
 @pytest.mark.parametrize("wrapper", ["screening", "full", "sab"])
@@ -319,6 +364,32 @@ def test_what_would_be_read_out_of_bounds_is_refused(wrapper: str) -> None:
     if wrapper == "screening":
         with pytest.raises(ValueError, match="lengths"):
             cell.sequence(torch.randn(5, 2, 3), state, None, lengths=[6, 1])
+
+
+@pytest.mark.parametrize("interrupted", ["own part", "waiting"])
+def test_an_interrupt_waits_for_all_threads(interrupted: str, monkeypatch) -> None:
+    """Memory that they write to is freed when the call ends."""
+    main, written, join = threading.current_thread(), [], threading.Thread.join
+    calls = []
+
+    def run(job: Any) -> None:
+        if threading.current_thread() is main:
+            if interrupted == "own part":
+                raise KeyboardInterrupt
+            return
+        time.sleep(0.1)
+        written.append(job)
+
+    def interruptible(self: threading.Thread, timeout: float | None = None) -> None:
+        calls.append(self)
+        if interrupted == "waiting" and len(calls) == 1:
+            raise KeyboardInterrupt
+        join(self, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interruptible)
+    with pytest.raises(KeyboardInterrupt):
+        native.over_rows(run, native.SequenceJob(batch=5), 3)
+    assert len(written) == 2
 
 
 @pytest.mark.parametrize(

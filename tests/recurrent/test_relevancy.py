@@ -496,6 +496,9 @@ def test_very_large_scores_do_not_overflow() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"short_term": 2.5}, "short_term must be a whole number, got 2.5"),
+        ({"relevant": 1.0}, "relevant must be a whole number"),
+        ({"attention_size": True}, "attention_size must be a whole number"),
         ({"short_term": 0}, "short_term=0"),
         ({"relevant": -1}, "relevant=-1"),
         ({"attention_size": 0}, "attention_size=0"),
@@ -507,7 +510,7 @@ def test_very_large_scores_do_not_overflow() -> None:
     ],
 )
 def test_wrong_settings_say_what_is_expected(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         RelevancyScreening(LSTMCell(3, 4), **options)
 
 

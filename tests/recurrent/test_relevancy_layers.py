@@ -101,6 +101,31 @@ def test_a_stream_is_one_run_and_rows_start_anew() -> None:
     torch.testing.assert_close(network(x(), reset=starts)[0][5:, 1], network(x()[5:, 1:2])[0][:, 0])
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("ours", "theirs"), [(RelLSTM, nn.LSTM), (RelRNN, nn.RNN)])
+def test_torch_s_states_begin_a_run(ours: Any, theirs: Any, bidirectional: bool) -> None:
+    shape = {"num_layers": 2, "bidirectional": bidirectional}
+    torchs, plain = theirs(3, 5, **shape), ours(3, 5, short_term=1, relevant=0, **shape)
+    plain.load_state_dict(torchs.state_dict(), strict=False)
+    for size in ((4, 3, 5), (4, 5)) if bidirectional else ((2, 3, 5), (2, 5)):
+        start = torch.randn(2, *size).unbind()
+        hx, given = (start if theirs is nn.LSTM else start[0]), x() if len(size) == 3 else x()[:, 0]
+        torch.testing.assert_close(plain(given, hx=hx)[0], torchs(given, hx=hx)[0], rtol=0, atol=1e-6)
+    if not bidirectional:
+        hx = (torch.randn(2, 3, 5), torch.randn(2, 3, 5)) if theirs is nn.LSTM else torch.randn(2, 3, 5)
+        one, state = plain.step(x()[0], hx=hx)
+        torch.testing.assert_close(one, torchs(x()[:1], hx)[0][0], rtol=0, atol=1e-6)
+        assert state[1].buffer_index.tolist() == [[0]] * 3
+
+
+def test_backends_agree_and_assigned_parameters_give_their_type() -> None:
+    auto, single = RelLSTM(3, 5, **SMALL), RelLSTM(3, 5, backend="eager", **SMALL)
+    single.load_state_dict(auto.double().state_dict(), assign=True)
+    assert single.initial_state(2)[0].s.dtype == torch.float64
+    assert single.cells[0].key.weight is single.key_weight_l0
+    torch.testing.assert_close(auto(x().double())[0], single(x().double())[0], rtol=0, atol=1e-12)
+
+
 def test_modrelu_has_biases_of_its_own_in_each_layer() -> None:
     network = RelRNN(3, 5, num_layers=2, nonlinearity="modrelu", **SMALL)
     assert {"nonlinearity_bias_l0", "nonlinearity_bias_l1"} <= set(dict(network.named_parameters()))
@@ -154,6 +179,10 @@ def test_wrong_arguments_say_what_is_expected() -> None:
         RelLSTM(3, 5).load_state_dict(nn.GRU(3, 5).state_dict(), strict=False)
     assert "attention alone" not in str(wrong.value)
     with pytest.raises(TypeError, match="state"):
-        RelLSTM(3, 5)(x(), (torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)))
+        RelRNN(3, 5)(x(), (torch.zeros(1, 3, 5), torch.zeros(1, 3, 5)))
+    with pytest.raises(ValueError, match="layers times directions"):
+        RelLSTM(3, 5)(x(), (torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)))
+    with pytest.raises(ValueError, match="backend='fused'"):
+        RelLSTM(3, 5, backend="fused")
     with pytest.raises(TypeError, match="embed tokens"):
         RelLSTM(3, 5)(torch.zeros(4, 2, 3, dtype=torch.int64))

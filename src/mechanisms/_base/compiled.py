@@ -125,12 +125,22 @@ def _fingerprint(source: Path, command: list[str]) -> str:
         version = subprocess.run([command[0], "--version"], capture_output=True, timeout=PATIENCE, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotCompile(f"the compiler {command[0]} does not run: {error}") from None
-    parts = [*_texts(source), "\0".join(command).encode(), version, _processor().encode()]
+    parts = [*source_texts(source), "\0".join(command).encode(), version, _processor().encode()]
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
 
 
-def _texts(source: Path) -> list[bytes]:
-    """The source and the headers that it includes from its own folder, each once."""
+def source_texts(source: Path) -> list[bytes]:
+    """The text of a C file and of the headers it includes from its own folder, each once, ordered by name.
+
+    Raises:
+        CannotCompile: one of them cannot be read.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "one.h").write_text("int one;")
+    ...     _ = (Path(folder) / "two.c").write_text('#include "one.h"')
+    ...     source_texts(Path(folder) / "two.c")
+    [b'int one;', b'#include "one.h"']
+    """
     found: dict[Path, bytes] = {}
     waiting = [source]
     while waiting:

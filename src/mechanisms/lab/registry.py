@@ -7,10 +7,13 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import re
 import tokenize
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
+from mechanisms._base.compiled import source_texts
 from mechanisms.lab.paper import Paper
 
 GROUP = "mechanisms.papers"
@@ -49,8 +52,8 @@ def load_paper(slug: str) -> Paper:
 def code_hash(paper_slug: str) -> str:
     """Hash of the source a paper's results depend on, without comments, docstrings and blank lines.
 
-    That is the recipe, its parts, and all that they import of the recipe's package and of this one; the laboratory
-    itself counts only with its data sets, its order of batches and its training loop.
+    That is the recipe, its parts, all that they import of the recipe's package and of this one, and the C files that
+    these name; the laboratory itself counts only with its data sets, its order of batches and its training loop.
     """
     point = next(p for p in importlib.metadata.entry_points(group=GROUP) if p.name == paper_slug)
     own = {point.module.partition(".")[0], "mechanisms"}
@@ -74,7 +77,7 @@ def code_hash(paper_slug: str) -> str:
             todo += [(home, True) for home in homes.values() if whole]
             continue
         source = path.read_text(encoding="utf-8")
-        sources[module] = _bare_source(source)
+        sources[module] = _bare_source(source) + "".join(_kernels(source, path.parent))
         todo += _imports(source, module, package=path.name == "__init__.py")
     for module in sorted(sources):
         digest.update(f"{module}\n{sources[module]}\n".encode())
@@ -114,10 +117,26 @@ def _homes(package: str) -> dict[str, str]:
     return {}
 
 
+def _kernels(source: str, folder: Path) -> list[str]:
+    """Texts of the C files beside a module that it names in a string, and of their headers."""
+    named = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    files = [folder / name for name in named if isinstance(name, str) and re.fullmatch(r"\w+\.c", name)]
+    return [text.decode() for file in sorted(files) if file.is_file() for text in source_texts(file)]
+
+
 def _imports(source: str, module: str, *, package: bool) -> list[tuple[str, bool]]:
-    """What a source imports, inside functions too, and whether all of it; imports for type checkers are left out."""
+    """What a source imports, inside functions too, and whether all of it; imports for type checkers are left out.
+
+    Of a package that is only asked for names, as in `data.digits`, these names count.
+    """
     found: list[tuple[str, bool]] = []
-    todo: list[ast.AST] = [ast.parse(source)]
+    tree = ast.parse(source)
+    names = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    asked: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            asked.setdefault(node.value.id, []).append(node.attr)
+    todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -130,7 +149,13 @@ def _imports(source: str, module: str, *, package: bool) -> list[tuple[str, bool
             if node.level:
                 parents = module.split(".")[: len(module.split(".")) - node.level + package]
                 base = ".".join([*parents, *([base] if base else [])])
-            found += [(base, False), *((f"{base}.{alias.name}", True) for alias in node.names)]
+            found.append((base, False))
+            for alias in node.names:
+                name, attributes = alias.asname or alias.name, asked.get(alias.asname or alias.name, [])
+                if _homes(f"{base}.{alias.name}") and len(attributes) == names[name]:
+                    found += [(f"{base}.{alias.name}.{attribute}", True) for attribute in attributes]
+                else:
+                    found.append((f"{base}.{alias.name}", True))
         todo += ast.iter_child_nodes(node)
     return found
 

@@ -51,12 +51,14 @@ REACH = Experiment(
         ),
     ),
     figures=(
-        curves(
-            "gradient",
-            "Gradient on the memory over time",
-            x="step",
-            log_y=True,
-            caption="Relative to that on the last step's; geometric mean over the networks.",
+        pictures.in_powers(
+            curves(
+                "gradient",
+                "Gradient on the memory over time",
+                x="step",
+                log_y=True,
+                caption="Relative to that on the last step's; geometric mean over the networks.",
+            )
         ),
         Figure(
             "Time scale of a unit, by rate",
@@ -257,6 +259,8 @@ WORDS = Experiment(
 
 MNIST: dict[str, Any] = {"data": "mnist", "batch_size": 100, "epochs": 100}
 DIGITS: dict[str, Any] = {"hidden_size": 40, "batch_size": 25, "lr": 3e-3}
+# With these a normalised network without Zoneout hardly improves in the last epochs (tried on seeds 0 and 1).
+LEARNT: dict[str, Any] = {"hidden_size": 40, "batch_size": 50, "optimizer": "adam", "lr": 1e-2, "epochs": 24}
 
 PIXELS = Experiment(
     name="permuted-pixels",
@@ -284,7 +288,7 @@ NORMALISED = Experiment(
     variants=("batch-norm", "batch-norm-zoneout"),
     scales={
         "smoke": Images(**DIGITS | {"hidden_size": 8}, epochs=1, num_train=50),
-        "laptop": Images(**DIGITS, epochs=12, evaluate_every=2),
+        "laptop": Images(**LEARNT, evaluate_every=3),
         "paper": Images(**MNIST),
     },
     claims=(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechanisms.recurrent._native import (
     GateGradients,
@@ -103,6 +103,18 @@ def known_cell(cell: Cell, state: State, noise: Any, steps: int, lengths: list[i
 
     weights = Weights(base.weight_ih, base.weight_hh, base.bias_ih, base.bias_hh)
     return Known(Inner(KINDS[type(base)], relu, *held), weights, h, c, rebuild)
+
+
+def plain_products(*parts: nn.Module) -> bool:
+    """Whether these are linear layers without bias, and without hooks: all that the kernels know is a weight.
+
+    >>> plain_products(nn.Linear(3, 4, bias=False)), plain_products(nn.Linear(3, 4))
+    (True, False)
+    """
+    return all(
+        type(part) is nn.Linear and part.bias is None and not part._forward_hooks and not part._forward_pre_hooks
+        for part in parts
+    )
 
 
 def applies(source: str, *tensors: Tensor | None) -> bool:

@@ -1,5 +1,6 @@
 """What the doors of this package check: inputs, states, flags, lengths and noise that users pass."""
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,27 @@ from mechanisms.recurrent._trees import Tree, named_leaves, shapes, tensors
 
 if TYPE_CHECKING:
     from mechanisms.recurrent.protocol import Cell
+
+
+def check_whole(value: Any, name: str, *, at_least: int = 1) -> int:
+    """A whole number, of whatever integer type.
+
+    Raises:
+        TypeError: it is none; 2.0 is none either.
+        ValueError: it is too small.
+
+    >>> check_whole(3, "k_top")
+    3
+    """
+    try:
+        whole = value if type(value) is int else operator.index(value)
+    except TypeError:
+        whole = True
+    if isinstance(value, bool) or isinstance(whole, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if whole < at_least:
+        raise ValueError(f"{name}={value}: it must be at least {at_least}")
+    return whole
 
 
 def as_flags(flags: Any, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -5,10 +5,12 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mechanisms.recurrent._driver import transformed
+from mechanisms.recurrent._layers import in_torch_layout
 from mechanisms.recurrent.module import Recurrent
+from mechanisms.recurrent.states import from_torch_state
 
 
 class FlatNetwork(nn.Module):
@@ -65,6 +67,19 @@ class FlatNetwork(nn.Module):
         finally:
             for place, name in lent:
                 place[name] = None
+
+    def _begun(self, hx: Any, input: Any) -> Any:
+        """States of all cells: as given, or, from torch's layout, those in which nothing is remembered but that."""
+        cells: list[Any] = list(self._network.cells)
+        if hx is None or not in_torch_layout(hx, cells[0].initial_state(1)):
+            return hx
+        unbatched = isinstance(input, Tensor) and input.dim() == 2
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        given = tuple(leaf.unsqueeze(1) if unbatched and leaf.dim() == 2 else leaf for leaf in given)
+        attends = [getattr(cell, "attends", False) for cell in cells]
+        plain = [cell.cell if wraps else cell for cell, wraps in zip(cells, attends, strict=True)]
+        inner = from_torch_state(tuple(cell.initial_state(1) for cell in plain), given)
+        return tuple(cell.begin(one) if wraps else one for cell, wraps, one in zip(cells, attends, inner, strict=True))
 
     def _replicate_for_data_parallel(self) -> "FlatNetwork":
         replica = super()._replicate_for_data_parallel()

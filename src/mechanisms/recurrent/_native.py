@@ -210,9 +210,25 @@ def over_rows(run: Any, job: Struct, threads: int, point: Callable[[Any, int], N
         if point is not None:
             point(own, part)
         parts.append(own)
-    workers = [threading.Thread(target=run, args=(ctypes.byref(own),)) for own in parts[1:]]
+    workers: list[threading.Thread] = []
+    try:
+        for own in parts[1:]:
+            worker = threading.Thread(target=run, args=(ctypes.byref(own),))
+            worker.start()
+            workers.append(worker)
+        run(ctypes.byref(parts[0]))
+    finally:
+        _wait_for(workers)
+
+
+def _wait_for(workers: list[threading.Thread]) -> None:
+    """Whatever has happened, Control-C included: they write to memory that is the caller's to free."""
+    interrupt = None
     for worker in workers:
-        worker.start()
-    run(ctypes.byref(parts[0]))
-    for worker in workers:
-        worker.join()
+        while worker.is_alive():
+            try:
+                worker.join()
+            except KeyboardInterrupt as error:
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechanisms.recurrent._attention_kernel import Attended, applies, known_cell
+from mechanisms.recurrent._attention_kernel import Attended, applies, known_cell, plain_products
 from mechanisms.recurrent._reminding_kernel import SOURCE, Reminding, reminded_sequence
 from mechanisms.recurrent._trees import Tree
 
@@ -24,6 +24,8 @@ def reminded_by_kernel(
     if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         inputs = inputs.to(known.weights.ih.dtype)  # as torch's own kernels: in and out in the parameters' type
     linear = cell.score_kind == "released"
+    if not plain_products(cell.score, *() if linear else (cell.key, cell.query)):
+        return NotImplemented
     attended = Attended(*(None, None) if linear else (cell.key.weight, cell.query.weight), cell.score.weight)
     if not applies(SOURCE, inputs, known.h, known.c, *known.weights, *attended, state.values, state.keys):
         return NotImplemented

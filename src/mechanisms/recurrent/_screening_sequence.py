@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechanisms.recurrent._attention_kernel import Attended, applies, known_cell
+from mechanisms.recurrent._attention_kernel import Attended, applies, known_cell, plain_products
 from mechanisms.recurrent._screening_kernel import SOURCE, Screened, Screening, screened_sequence
 from mechanisms.recurrent._self_attention import SelfAttention
 from mechanisms.recurrent._trees import Tree
@@ -109,13 +109,11 @@ def self_attentive_sequence(cell: Any, inputs: Tree, state: Any, noise: Tree) ->
         return NotImplemented
     screened, new = found
     index = torch.cat([state.index, state.count.unsqueeze(1) + torch.arange(steps)], 1)
-    kept = slice(0 if cell.max_memory is None else steps, None)
-    return screened.output, new._replace(
-        values=screened.values[:, kept],
-        keys=screened.keys[:, kept],
-        index=index[:, kept],
-        count=state.count + steps,
-    )
+    leaves = screened.values, screened.keys, index
+    if cell.max_memory is not None:  # copies, so that the state does not hold the whole trajectory
+        leaves = tuple(leaf[:, steps:].clone(memory_format=torch.contiguous_format) for leaf in leaves)
+    values, keys, index = leaves
+    return screened.output, new._replace(values=values, keys=keys, index=index, count=state.count + steps)
 
 
 def _run(
@@ -135,7 +133,7 @@ def _run(
 ) -> tuple[Screened, State] | Any:
     """The kernel, and the state with the leaves that both cells have."""
     known = known_cell(cell.cell, state.inner, noise, len(inputs), lengths)
-    if known is None:
+    if known is None or not plain_products(cell.key, cell.query, cell.score):
         return NotImplemented
     if inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         inputs = inputs.to(known.weights.ih.dtype)  # as torch's own kernels: in and out in the parameters' type

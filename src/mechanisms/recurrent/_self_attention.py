@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechanisms._base.validation import check_choice, check_number
-from mechanisms.recurrent._trees import Tree, first_tensor, per_row, shapes, tree_map
+from mechanisms._base.validation import check_choice
+from mechanisms.recurrent._doors import check_whole
+from mechanisms.recurrent._trees import Tree, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, State, project
 
 COMBINE = ("sum", "mean")
@@ -52,7 +53,7 @@ class SelfAttention(Cell):
         self.input_size, self.output_size = cell.input_size, like.shape[-1]
         self.attention_size = self.output_size
         if attention_size is not None:
-            self.attention_size = int(check_number(attention_size, "attention_size", at_least=1))
+            self.attention_size = check_whole(attention_size, "attention_size")
         self.growing, self.rows_independent, self.exact_gradient = (
             cell.growing,
             cell.rows_independent,
@@ -145,11 +146,6 @@ class SelfAttention(Cell):
         """What a step gives out: s or h, in the place of the inner cell's (first) output."""
         read = s if self.readout == "state" else h
         return read if isinstance(output, Tensor) else output._replace(**{output._fields[0]: read})
-
-    def _start(self, batch_size: int, device: Device, dtype: torch.dtype | None) -> tuple[State, Tensor, torch.device]:
-        """The inner cell's state before the first step, and its hidden vector, which is s."""
-        inner = self.cell.initial_state(batch_size, device=device, dtype=dtype)
-        return inner, self.cell.hidden(inner), first_tensor(inner).device
 
     def extra_repr(self) -> str:
         """What is not the default."""

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mechanisms._base.validation import check_choice
+from mechanisms.recurrent._doors import check_whole
 from mechanisms.recurrent._reminding_sequence import reminded_by_kernel
 from mechanisms.recurrent._trees import Tree, per_row, shapes, tree_map
 from mechanisms.recurrent.protocol import Cell, Device, State, project
-from mechanisms.recurrent.sparsifier import masked_softmax, sparse_attention, whole_number
+from mechanisms.recurrent.sparsifier import masked_softmax, sparse_attention
 from mechanisms.recurrent.states import detach
 
 SCORES = ("additive", "released")
@@ -139,10 +140,10 @@ class SparseAttentiveBacktracking(Cell):
         super().__init__()
         size, like = _hidden_size(cell)
         self.cell, self.hidden_size = cell, size
-        self.k_trunc = None if k_trunc is None else whole_number(k_trunc, "k_trunc")
-        self.k_top = None if k_top is None else whole_number(k_top, "k_top")
-        self.k_att = whole_number(k_att, "k_att")
-        self.max_memory = None if max_memory is None else whole_number(max_memory, "max_memory")
+        self.k_trunc = None if k_trunc is None else check_whole(k_trunc, "k_trunc")
+        self.k_top = None if k_top is None else check_whole(k_top, "k_top")
+        self.k_att = check_whole(k_att, "k_att")
+        self.max_memory = None if max_memory is None else check_whole(max_memory, "max_memory")
         self.score_kind = check_choice(score, "score", SCORES)
         self.sparsifier = check_choice(sparsifier, "sparsifier", SPARSIFIERS)
         self.readout = check_choice(readout, "readout", READOUTS)
@@ -160,7 +161,7 @@ class SparseAttentiveBacktracking(Cell):
         self.twice_differentiable = cell.twice_differentiable
         options: dict[str, Any] = {"bias": False, "device": like.device, "dtype": like.dtype}
         if score == "additive":
-            inner = size if attention_size is None else whole_number(attention_size, "attention_size")
+            inner = size if attention_size is None else check_whole(attention_size, "attention_size")
             self.key, self.query = nn.Linear(size, inner, **options), nn.Linear(size, inner, **options)
             self.score = nn.Linear(inner, 1, **options)
         else:
@@ -285,7 +286,11 @@ class SparseAttentiveBacktracking(Cell):
 
         With `checkpoint` (steps of a segment; `True` takes k_trunc) segments are run again in the backward pass, and
         nothing is kept but the store and the states between them.
+
+        Subclasses, which may compute otherwise, step singly unless they define their own.
         """
+        if type(self) is not SparseAttentiveBacktracking:
+            return NotImplemented
         return reminded_by_kernel(self, inputs, state, noise, checkpoint)
 
     def _cut(self, state: SABState) -> State:

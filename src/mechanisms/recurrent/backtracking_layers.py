@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 
 from mechanisms.recurrent._flat_network import FlatNetwork
-from mechanisms.recurrent._layers import in_torch_layout
 from mechanisms.recurrent._trees import Tree
 from mechanisms.recurrent.backtracking import SparseAttentiveBacktracking
 from mechanisms.recurrent.cells import LSTMCell
 from mechanisms.recurrent.module import Recurrent
 from mechanisms.recurrent.protocol import Cell, Device, State
-from mechanisms.recurrent.states import from_torch_state
 
 
 class SABLSTM(FlatNetwork):
@@ -145,9 +143,9 @@ class SABLSTM(FlatNetwork):
                     "is ever stored; take a smaller k_att",
                     stacklevel=2,
                 )
-            unbatched = isinstance(input, Tensor) and input.dim() == 2
-            states = None if hx is None else self._states(hx, unbatched)
-            found = network(input, states, lengths=lengths, reset=reset, generator=generator, need_info=need_info)
+            found = network(
+                input, self._begun(hx, input), lengths=lengths, reset=reset, generator=generator, need_info=need_info
+            )
         if not need_info:
             return found
         output, state, info = found
@@ -155,19 +153,6 @@ class SABLSTM(FlatNetwork):
 
     def _steps(self, input: Tensor) -> int:
         return input.shape[1 if self.batch_first and input.dim() == 3 else 0]
-
-    def _states(self, hx: Any, unbatched: bool) -> Any:
-        """States of all cells; those in torch's layout begin a store."""
-        cells = [self._network._cell(place) for place in range(len(self._network.cells))]
-        if not in_torch_layout(hx, cells[0].initial_state(1)):
-            return hx
-        plain = [cell.cell if isinstance(cell, SparseAttentiveBacktracking) else cell for cell in cells]
-        given = tuple(leaf.unsqueeze(1) if unbatched and leaf.dim() == 2 else leaf for leaf in hx)
-        inner = from_torch_state(tuple(cell.initial_state(1) for cell in plain), given)
-        return tuple(
-            cell.begin(one) if isinstance(cell, SparseAttentiveBacktracking) else one
-            for cell, one in zip(cells, inner, strict=True)
-        )
 
     def initial_state(
         self, batch_size: int, *, device: Device = None, dtype: torch.dtype | None = None
@@ -183,7 +168,7 @@ class SABLSTM(FlatNetwork):
             ValueError: the network is bidirectional.
         """
         with self._lent() as network:
-            return network.step(input, None if hx is None else self._states(hx, False))
+            return network.step(input, self._begun(hx, None))
 
     def reset(self, state: tuple[State, ...], done: Any) -> tuple[State, ...]:
         """The state with the rows where `done` (batch,) is true started anew; all rows, unless `max_memory` is set."""

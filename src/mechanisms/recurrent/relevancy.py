@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mechanisms._base.validation import check_choice, check_number
+from mechanisms._base.validation import check_choice
+from mechanisms.recurrent._doors import check_whole
 from mechanisms.recurrent._screening_sequence import relevancy_sequence
 from mechanisms.recurrent._self_attention import SelfAttention, as_type, wide
-from mechanisms.recurrent._trees import Tree
+from mechanisms.recurrent._trees import Tree, first_tensor
 from mechanisms.recurrent.protocol import Cell, Device, State
 
 RELEVANCE = ("sum", "normalised")
@@ -126,8 +127,8 @@ class RelevancyScreening(SelfAttention):
     ) -> None:
         check_choice(relevance, "relevance", RELEVANCE)
         super().__init__(cell, attention_size, combine, readout, released, relevance=relevance)
-        self.short_term = int(check_number(short_term, "short_term", at_least=1))
-        self.relevant = int(check_number(relevant, "relevant", at_least=0))
+        self.short_term = check_whole(short_term, "short_term")
+        self.relevant = check_whole(relevant, "relevant", at_least=0)
         self.relevance = relevance
         self.constant_leaves = (*cell.constant_leaves, "buffer_relevance", "set_relevance")
 
@@ -135,7 +136,18 @@ class RelevancyScreening(SelfAttention):
         self, batch_size: int, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> RelevancyState:
         """Zeros and empty places; s is the inner cell's initial hidden vector."""
-        inner, s, place = self._start(batch_size, device, dtype)
+        return self.begin(self.cell.initial_state(batch_size, device=device, dtype=dtype))
+
+    def begin(self, inner: State) -> RelevancyState:
+        """The state before the first step when the inner cell starts from `inner`: s is its hidden vector.
+
+        >>> from mechanisms.recurrent.cells import LSTMCell, LSTMState
+        >>> cell = RelevancyScreening(LSTMCell(3, 4))
+        >>> cell.begin(LSTMState(torch.ones(2, 4), torch.zeros(2, 4))).s.sum(1)
+        tensor([4., 4.])
+        """
+        s, place = self.cell.hidden(inner), first_tensor(inner).device
+        batch_size = s.shape[0]
 
         def empty(entries: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             return (
@@ -185,7 +197,12 @@ class RelevancyScreening(SelfAttention):
     def sequence(
         self, inputs: Tree, state: RelevancyState, noise: Tree, *, lengths: list[int] | None = None
     ) -> tuple[Tensor, RelevancyState] | Any:
-        """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these."""
+        """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these.
+
+        Subclasses, which may compute otherwise, step singly unless they define their own.
+        """
+        if type(self) is not RelevancyScreening:
+            return NotImplemented
         return relevancy_sequence(self, inputs, state, noise, lengths)
 
     def _screened(self, state: RelevancyState) -> tuple[Tensor, Tensor, Tensor, Tensor]:

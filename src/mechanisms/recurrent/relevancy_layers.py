@@ -41,9 +41,11 @@ class RelevancyNetwork(FlatNetwork):
         batch_first: bool,
         dropout: float | int,
         bidirectional: bool,
+        backend: str,
         attention: dict[str, Any],
     ) -> None:
         super().__init__()
+        check_choice(backend, "backend", ("auto", "eager", "kernel"))
         if attention.pop("proj_size", 0):
             raise ValueError(f"proj_size is not offered by {type(self).__name__}; put an nn.Linear behind it")
         check_number(num_layers, "num_layers", at_least=1)
@@ -59,6 +61,7 @@ class RelevancyNetwork(FlatNetwork):
             batch_first=batch_first,
             dropout=dropout,
             bidirectional=bidirectional,
+            backend=backend,
         )
         self.output_size = network.output_size
         self._adopt(network)
@@ -66,7 +69,7 @@ class RelevancyNetwork(FlatNetwork):
     def forward(
         self,
         input: Any,
-        state: tuple[State, ...] | None = None,
+        hx: Any = None,
         *,
         lengths: Any = None,
         reset: Any = None,
@@ -77,7 +80,8 @@ class RelevancyNetwork(FlatNetwork):
 
         Args:
             input: (time, batch, size), (batch, time, size) with `batch_first`, (time, size), or a PackedSequence.
-            state: the state, as returned by an earlier call or by `initial_state`.
+            hx: a state as returned before; or `(h_0, c_0)` (a plain network's h_0) as torch takes it, with which
+                buffer and set are empty.
             lengths: valid steps of each row of a padded input; outputs beyond are zero.
             reset: booleans in the layout of the input: where true, that row begins a new episode at that step.
             generator: where dropout comes from; torch's own by default.
@@ -85,14 +89,17 @@ class RelevancyNetwork(FlatNetwork):
                 attention weights and their source steps) for the top layer, `None` for the layers below.
 
         Returns:
-            `(output, state)`: outputs of the top layer, directions side by side; and the state after the last step.
+            `(output, state)`: outputs of the top layer, directions side by side; and the state after the last step, as
+            the protocol has it.
 
         Raises:
             TypeError: integers as input, or a state of another kind of network.
             ValueError: shapes do not fit.
         """
         with self._lent() as network:
-            return network(input, state, lengths=lengths, reset=reset, generator=generator, need_info=need_info)
+            return network(
+                input, self._begun(hx, input), lengths=lengths, reset=reset, generator=generator, need_info=need_info
+            )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As for any module; `strict=False` takes the `state_dict` of torch's module.
@@ -103,6 +110,7 @@ class RelevancyNetwork(FlatNetwork):
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
+            # With strict=False it is shapes that do not fit, whatever else is missing.
             missing = set(self.state_dict()) - set(state_dict)
             if strict and missing and all(name.startswith(ATTENTION) for name in missing):
                 raise RuntimeError(
@@ -111,20 +119,21 @@ class RelevancyNetwork(FlatNetwork):
                 ) from None
             raise
 
-    def step(self, input: torch.Tensor, state: tuple[State, ...] | None = None) -> tuple[torch.Tensor, Any]:
+    def step(self, input: torch.Tensor, hx: Any = None) -> tuple[torch.Tensor, Any]:
         """One step (batch, size) through all layers, for streams and agents.
 
         Raises:
             ValueError: the network is bidirectional.
         """
         with self._lent() as network:
-            return network.step(input, state)
+            return network.step(input, self._begun(hx, None))
 
     def initial_state(
         self, batch_size: int, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> tuple[State, ...]:
         """The state before the first step, one entry per layer and direction."""
-        return self._network.initial_state(batch_size, device=device, dtype=dtype)
+        with self._lent() as network:
+            return network.initial_state(batch_size, device=device, dtype=dtype)
 
     def reset(self, state: tuple[State, ...], done: Any) -> tuple[State, ...]:
         """The state with the rows where `done` (batch,) is true started anew.
@@ -132,12 +141,14 @@ class RelevancyNetwork(FlatNetwork):
         Raises:
             ValueError: the network is bidirectional, or `done` has another shape.
         """
-        return self._network.reset(state, done)
+        with self._lent() as network:
+            return network.reset(state, done)
 
     @property
     def cells(self) -> nn.ModuleList:
         """The cells, forward before backward; `pack_state` and `unpack_state` read them."""
-        return self._network.cells
+        with self._lent() as network:
+            return network.cells
 
     def extra_repr(self) -> str:
         """Sizes, what is not the default, and the settings of screening."""
@@ -152,6 +163,7 @@ class RelLSTM(RelevancyNetwork):
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as for `torch.nn.LSTM`.
         short_term: ν, how many of the last states are attended.
         relevant: ρ, places for relevant states.
+        backend: "auto" takes a fused path where there is one, "eager" single steps, "kernel" insists.
         device, dtype: of the parameters.
         attention: `attention_size`, `combine`, `readout`, `relevance`, `released`, as for `RelevancyScreening`.
 
@@ -183,6 +195,7 @@ class RelLSTM(RelevancyNetwork):
         *,
         short_term: int = 10,
         relevant: int = 15,
+        backend: str = "auto",
         device: Device = None,
         dtype: torch.dtype | None = None,
         **attention: Any,
@@ -192,7 +205,7 @@ class RelLSTM(RelevancyNetwork):
 
         attention |= {"short_term": short_term, "relevant": relevant}
         super().__init__(
-            make, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, attention
+            make, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, backend, attention
         )
 
 
@@ -204,6 +217,7 @@ class RelRNN(RelevancyNetwork):
         nonlinearity: "tanh", "relu", or "modrelu", a `ModReLU` with biases of its own in each layer and direction.
         short_term: ν, how many of the last states are attended.
         relevant: ρ, places for relevant states.
+        backend: "auto" takes a fused path where there is one, "eager" single steps, "kernel" insists.
         device, dtype: of the parameters.
         attention: `attention_size`, `combine`, `readout`, `relevance`, `released`, as for `RelevancyScreening`.
 
@@ -235,6 +249,7 @@ class RelRNN(RelevancyNetwork):
         *,
         short_term: int = 10,
         relevant: int = 15,
+        backend: str = "auto",
         device: Device = None,
         dtype: torch.dtype | None = None,
         **attention: Any,
@@ -247,6 +262,6 @@ class RelRNN(RelevancyNetwork):
 
         attention |= {"short_term": short_term, "relevant": relevant}
         super().__init__(
-            make, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, attention
+            make, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, backend, attention
         )
         self.nonlinearity = nonlinearity

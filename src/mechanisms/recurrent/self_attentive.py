@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mechanisms._base.validation import check_number
+from mechanisms.recurrent._doors import check_whole
 from mechanisms.recurrent._screening_sequence import self_attentive_sequence
 from mechanisms.recurrent._self_attention import SelfAttention, as_type
-from mechanisms.recurrent._trees import Tree
+from mechanisms.recurrent._trees import Tree, first_tensor
 from mechanisms.recurrent.protocol import Cell, Device, State
 
 
@@ -96,15 +96,25 @@ class SelfAttentiveCell(SelfAttention):
         released: bool = False,
     ) -> None:
         super().__init__(cell, attention_size, combine, readout, released)
-        self.max_memory = None if max_memory is None else int(check_number(max_memory, "max_memory", at_least=1))
+        self.max_memory = None if max_memory is None else check_whole(max_memory, "max_memory")
         self.growing = cell.growing or max_memory is None
 
     def initial_state(
         self, batch_size: int, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> SelfAttentiveState:
         """Nothing, or empty places; s is the inner cell's initial hidden vector."""
-        inner, s, place = self._start(batch_size, device, dtype)
-        entries = self.max_memory or 0
+        return self.begin(self.cell.initial_state(batch_size, device=device, dtype=dtype))
+
+    def begin(self, inner: State) -> SelfAttentiveState:
+        """The state before the first step when the inner cell starts from `inner`: s is its hidden vector.
+
+        >>> from mechanisms.recurrent.cells import LSTMCell, LSTMState
+        >>> cell = SelfAttentiveCell(LSTMCell(3, 4))
+        >>> cell.begin(LSTMState(torch.ones(2, 4), torch.zeros(2, 4))).s.sum(1)
+        tensor([4., 4.])
+        """
+        s, place = self.cell.hidden(inner), first_tensor(inner).device
+        batch_size, entries = s.shape[0], self.max_memory or 0
         return SelfAttentiveState(
             inner,
             s,
@@ -131,7 +141,12 @@ class SelfAttentiveCell(SelfAttention):
         return (read, new, SelfAttentiveInfo(weights, index, recorded)) if need_info else (read, new)
 
     def sequence(self, inputs: Tree, state: SelfAttentiveState, noise: Tree) -> tuple[Tensor, SelfAttentiveState] | Any:
-        """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these."""
+        """All steps in the fused kernel on the CPU, around LSTM, GRU, plain cells and `Zoneout` of these.
+
+        Subclasses, which may compute otherwise, step singly unless they define their own.
+        """
+        if type(self) is not SelfAttentiveCell:
+            return NotImplemented
         return self_attentive_sequence(self, inputs, state, noise)
 
     def freeze(self, active: Tensor, new: SelfAttentiveState, old: SelfAttentiveState) -> SelfAttentiveState:

@@ -10,11 +10,11 @@ Ke, Goyal, Bilaniuk, Binas, Mozer, Pal, Bengio: "Sparse Attentive Backtracking: 
 Reminding", NeurIPS 2018, arXiv 1809.03702.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mechanisms.recurrent._doors import check_whole
 
 # Weights that sum to nothing stay nothing; in float16 this would be 0, so weights are computed in float32 at least.
 EPSILON = 1e-7
@@ -45,7 +45,7 @@ def sparse_attention(scores: Tensor, k: int, *, valid: Tensor | None = None, rel
     >>> sparse_attention(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]), 2)
     tensor([[0.0000, 0.0000, 0.0000, 0.3333, 0.6667]])
     """
-    k = whole_number(k, "k")
+    k = check_whole(k, "k")
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     n = scores.shape[-1]
     few = scores if released else masked_softmax(scores, valid)
@@ -77,20 +77,3 @@ def masked_softmax(scores: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return torch.softmax(scores, -1)
     return torch.softmax(scores.masked_fill(~valid, torch.finfo(scores.dtype).min), -1) * valid
-
-
-def whole_number(value: Any, name: str) -> int:
-    """A whole number of at least 1.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is below 1.
-
-    >>> whole_number(3, "k_top")
-    3
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}={value}: it must be at least 1")
-    return value

@@ -122,6 +122,8 @@ def _sphere(path: Path, head: bytes, size: int) -> Recording:
     """A header of text: "NIST_1A", its length, then `name -type value` in each line up to `end_head`."""
     try:
         length = int(head[8:16])
+        if length < 16:
+            raise ValueError(f"it says that it is {length} bytes long")
         lines = head[16:length].decode("ascii").split("end_head")[0].splitlines()
         fields = {parts[0]: parts[2] for line in lines if len(parts := line.split(None, 2)) == 3}
         rate, samples = int(fields["sample_rate"]), int(fields["sample_count"])

@@ -77,7 +77,8 @@ def mnist(path: str | Path | None = None, *, hub: str = "", num_validation: int 
         files = find_mnist(path)
         for file in files:
             check_file(file)
-        arrays, source = [read_idx(file) for file in files], str(files[0].parent)
+        # Copies: what is read from a file cannot be written to, of which torch warns.
+        arrays, source = [read_idx(file).copy() for file in files], str(files[0].parent)
     train, test = (
         _checked(f"{source}, {part}", arrays[place], arrays[place + 1]) for part, place in (("train", 0), ("test", 2))
     )

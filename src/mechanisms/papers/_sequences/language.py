@@ -134,7 +134,9 @@ def train_language(
     with seeded(stream_seed(bench.seed, "readout")):
         model = LanguageModel(network, vocabulary, settings.embedding).to(device)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.SGD
-    wrapped, optimizer = fabric.setup(model, kind(model.parameters(), lr=settings.lr, fused=True))
+    # With losses scaled for float16 a fused step would divide the scale out itself, after the gradients are clipped.
+    fused = settings.precision != "16-mixed"
+    wrapped, optimizer = fabric.setup(model, kind(model.parameters(), lr=settings.lr, fused=fused))
     noise, shaken = bench.generator(f"noise {rank()}", device), bench.generator("weight noise", device)
     source = (
         Rows(train, settings.window, settings.batch_size, model.network)

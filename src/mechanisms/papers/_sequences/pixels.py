@@ -117,7 +117,7 @@ def classify_pixels(
             for part, split in (("validation", splits.validation), ("test", splits.test))
         }
 
-    with seeded(stream_seed(bench.seed, "noise")):
+    with seeded(stream_seed(bench.seed, "noise"), bench.device):
         train(
             bench,
             model,

@@ -93,7 +93,7 @@ def train_recall_network(
     with seeded(stream_seed(bench.seed, "weights")):
         model = with_readout(settings, make_network)
     model = model.to(bench.device)
-    weights = list(model.parameters())
+    weights: list[Tensor] = list(model.parameters())
     optimizer, test, reached = _optimizer(settings, weights), Scorer(settings, bench), Reached(settings)
     data = batches(settings, bench.generator("data"), bench.device)
     total = torch.zeros((), device=bench.device)

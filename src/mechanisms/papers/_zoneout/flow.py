@@ -120,7 +120,7 @@ def run_flow(settings: Flow, variant: str, bench: Bench) -> dict[str, Any]:
 
     batches = Batches(len(x), settings.batch_size, bench.seed, ready)
     total = settings.epochs * len(batches)
-    with seeded(stream_seed(bench.seed, "noise")):
+    with seeded(stream_seed(bench.seed, "noise"), bench.device):
         optimizer = make_optimizer(model, settings)
         train(bench, model, optimizer, batches, loss, steps=total, every=total, clip=settings.clip)
     inputs, labels = ready(torch.arange(min(settings.shown, len(x))))

@@ -80,6 +80,7 @@ def run_normalised_together(settings: Images, variant: str, benches: Sequence[Be
         stack.train_epoch(epoch)
         if epoch % settings.evaluate_every and epoch < settings.epochs:
             continue
+        stack.refresh_statistics()
         validation, test = stack.accuracies("validation"), stack.accuracies("test")
         for bench, metrics, held_out, final in zip(benches, best, validation, test, strict=True):
             bench.log(epoch, validation_accuracy=held_out, test_accuracy=final)

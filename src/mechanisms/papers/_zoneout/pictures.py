@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mechanisms.lab.figures import SYMBOLS, canvas, line
+from mechanisms.lab.paper import Figure
 from mechanisms.lab.records import Cell
 
 if TYPE_CHECKING:
@@ -54,6 +56,15 @@ def mean_curve(cell: Cell, name: str, variant: str) -> tuple[list[float], list[f
     return list(means), list(means.values())
 
 
+def in_powers(figure: Figure) -> Figure:
+    """The same with powers of ten on its axis: a gradient of 10 n says nothing."""
+    return replace(figure, draw=partial(_draw_in_powers, figure.draw))
+
+
+def _draw_in_powers(draw: Callable[[Cell], plotly.graph_objects.Figure], cell: Cell) -> plotly.graph_objects.Figure:
+    return draw(cell).update_yaxes(exponentformat="power")
+
+
 def draw_time_scales(cell: Cell) -> plotly.graph_objects.Figure:
     """Steps until half of a unit's value (or of the gradient on its direct path) is gone, by rate; closed form."""
     figure = canvas(x="zoneout rate of the memory", y="steps to one half", log_y=True)
@@ -65,6 +76,7 @@ def draw_time_scales(cell: Cell) -> plotly.graph_objects.Figure:
             name=f"forget gate {forget:g} (bias {bias})",
             line=line(place),
         )
+    figure.update_yaxes(exponentformat="power")
     for rate, name in ((0.05, "0.05"), (0.5, "0.5")):
         figure.add_vline(x=rate, line={"color": "#888", "dash": "dot", "width": 1}, annotation_text=name)
     return figure

@@ -94,6 +94,19 @@ class Stack:
         return vmap(one, in_dims=(0, 0, 0, None if noise is None else 0))(self.parameters, self.buffers, x, noise)
 
     @torch.no_grad()
+    def refresh_statistics(self) -> None:
+        """Set the statistics that evaluation uses to those of all training images, in training mode.
+
+        Running ones move by 1 % an update. MNIST has 500 updates in an epoch, the digits 44: they would be those of
+        another network.
+        """
+        _, info = self.scores(self.x["train"], self._draw(self.x["train"].shape[2]))
+        for name, running in self.buffers.items():
+            leaf = name.rpartition(".")[2].removeprefix("running_")
+            if leaf in info._fields:
+                running.copy_(getattr(info, leaf))
+
+    @torch.no_grad()
     def accuracies(self, part: str) -> list[float]:
         """The share of images that each network names rightly, in evaluation mode."""
         for network in self.networks:
