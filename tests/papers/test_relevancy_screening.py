@@ -186,7 +186,7 @@ def test_settings_are_the_paper_s() -> None:
     assert (pixels.hidden_size, pixels.batch_size, pixels.epochs, pixels.permutation_seed) == (100, 100, 200, 100)
     assert (characters.window, characters.batch_size, characters.hidden_size) == (150, 128, 1024)
     laptop = DENOISE.scales["laptop"]
-    assert (laptop.delay, laptop.n, laptop.symbols, laptop.short_term, laptop.relevant) == (20, 5, 4, 5, 10)
+    assert (laptop.delay, laptop.n, laptop.symbols, laptop.short_term, laptop.relevant) == (20, 3, 4, 5, 10)
 
 
 def test_the_paper_s_recall_runs_through_when_cut_short() -> None:
@@ -199,10 +199,10 @@ def test_the_paper_s_recall_runs_through_when_cut_short() -> None:
 
 @pytest.fixture
 def mnist_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files in the format of MNIST, with 40 training and 10 test images."""
+    """Files in the format of MNIST, with 12 training and 10 test images."""
     folder, generator = tmp_path / "mnist", np.random.default_rng(0)
     folder.mkdir()
-    for name, count in (("train", 40), ("t10k", 10)):
+    for name, count in (("train", 12), ("t10k", 10)):
         images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = np.arange(count, dtype=np.uint8) % 10
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
@@ -213,7 +213,13 @@ def mnist_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_permuted_mnist_end_to_end(mnist_files: None) -> None:
     settings = replace(
-        PIXELS.scales["paper"], hidden_size=4, epochs=1, batch_size=15, num_validation=10, evaluation_batch=10
+        PIXELS.scales["paper"],
+        hidden_size=4,
+        epochs=1,
+        batch_size=4,
+        num_train=4,
+        num_validation=2,
+        evaluation_batch=12,
     )
     for variant in ("released", "relevant-rnn"):
         found = sequences.run_pixels(settings, variant, Bench(0))

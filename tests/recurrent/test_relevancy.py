@@ -54,24 +54,27 @@ def gradients(cell: nn.Module, output: Tensor, *more: Tensor) -> list[Tensor]:
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("zoned", [False, True])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("base", "zoned"), [*((base, zoned) for base in ("lstm", "gru", "rnn") for zoned in (False, True)), ("own", False)]
+)
 def test_screening_of_any_cell_keeps_the_contract(base: str, zoned: bool) -> None:
     def make() -> RelevancyScreening:
         cell = BASES[base](3, 4)
         return RelevancyScreening(Zoneout(cell, 0.3) if zoned else cell, short_term=2, relevant=2)
 
-    check_cell(make, compile=base == "lstm" and not zoned)
+    # What attention differentiates is the same around all.
+    check_cell(make, compile=base == "lstm" and not zoned, gradcheck=base == "lstm" or zoned)
 
 
-@pytest.mark.parametrize("max_memory", [None, 3])
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("base", "max_memory"), [("lstm", None), ("gru", None), ("own", None), ("lstm", 3), ("rnn", 3)]
+)
 def test_full_attention_over_any_cell_keeps_the_contract(base: str, max_memory: int | None) -> None:
     def make() -> SelfAttentiveCell:
         cell = BASES[base](3, 4)
         return SelfAttentiveCell(Zoneout(cell, 0.3) if base == "gru" else cell, max_memory=max_memory)
 
-    check_cell(make, compile=base == "lstm" and max_memory is not None)
+    check_cell(make, compile=base == "lstm" and max_memory is not None, gradcheck=base != "own")
 
 
 @pytest.mark.parametrize(
@@ -89,14 +92,18 @@ def test_every_form_keeps_the_contract(options: dict[str, Any]) -> None:
     )
 
 
-def test_cells_with_several_inputs_noise_static_masks_and_learned_states_keep_it_too() -> None:
-    for make in (
-        lambda: RelevancyScreening(Pair(), short_term=2, relevant=2),
-        lambda: RelevancyScreening(Noisy(3, 4), short_term=2, relevant=2),
-        lambda: RelevancyScreening(Zoneout(LSTMCell(3, 4), 0.5, mask="static", max_length=4), short_term=2, relevant=1),
-        lambda: RelevancyScreening(LSTMCell(3, 4, learn_initial_state=True), short_term=2, relevant=2),
-    ):
-        check_cell(make, compile=False)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Pair(),
+        lambda: Noisy(3, 4),
+        lambda: Zoneout(LSTMCell(3, 4), 0.5, mask="static", max_length=4),
+        lambda: LSTMCell(3, 4, learn_initial_state=True),
+    ],
+    ids=["inputs", "noise", "static-masks", "learned-state"],
+)
+def test_cells_of_other_kinds_keep_it_too(make: Any) -> None:
+    check_cell(lambda: RelevancyScreening(make(), short_term=2, relevant=2), compile=False, gradcheck=False)
 
 
 def test_batch_statistics_of_the_cell_inside_are_taken_over() -> None:
@@ -218,6 +225,53 @@ def test_gradients_are_those_of_lists() -> None:
     mine, theirs = scan(cell, x).output[:, 0], by_lists(cell, y[:, 0])[0]
     for one, two in zip(gradients(cell, mine, x), gradients(cell, theirs, y), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+def by_the_released_order(cell: RelevancyScreening, x: Tensor) -> tuple[Tensor, list[list[int]]]:
+    """One sample as the released code goes: attend to what is stored, step the cell, screen, store; h is read.
+
+    A plain network's first query is its pre-activation there, without a bias.
+    """
+    inner, plain = cell.cell, isinstance(cell.cell, RNNCell)
+    state = inner.initial_state(1)
+    s = query = state.h
+    buffer: list[list[Any]] = []  # index, h, relevance
+    members: list[list[Any]] = []
+    outputs, sets = [], []
+    for t in range(len(x)):
+        if t:
+            entries = [*buffer, *members]
+            h = torch.cat([entry[1] for entry in entries])
+            weights = torch.softmax(cell.score(torch.tanh(cell.key(h) + cell.query(query))).squeeze(1), 0)
+            for entry, weight in zip(buffer, weights.tolist(), strict=False):
+                entry[2] += weight
+            query = s = 0.5 * (buffer[-1][1] + (weights.unsqueeze(1) * h).sum(0))
+        elif plain:
+            query = x[:1] @ inner.weight_ih.T
+        output, state = inner(x[t : t + 1], state._replace(h=s))
+        if t >= cell.short_term:
+            old = buffer.pop(0)
+            least = min(members, key=lambda member: member[2], default=old)
+            if len(members) < cell.relevant:
+                members.append(old)
+            elif old[2] > least[2]:
+                members[next(k for k, member in enumerate(members) if member is least)] = old
+        buffer.append([t, output, 0.0])
+        outputs.append(output)
+        sets.append([member[0] for member in members])
+    return torch.cat(outputs), sets
+
+
+@pytest.mark.parametrize("base", ["lstm", "rnn"])
+def test_the_released_form_is_the_released_order_of_steps(base: str) -> None:
+    torch.manual_seed(4)
+    cell = RelevancyScreening(BASES[base](3, 6), short_term=3, relevant=4, released=True).double()
+    x = inputs(30)
+    result = scan(cell, x, keep_states=True)
+    for row in range(x.shape[1]):
+        output, sets = by_the_released_order(cell, x[:, row])
+        torch.testing.assert_close(scan(cell, x).output[:, row], output, rtol=0, atol=1e-13)
+        assert [[i for i in state.set_index[row].tolist() if i >= 0] for state in result.states] == sets
 
 
 # --- weights, relevance, the set --------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ SCREENED: dict[str, dict[str, Any]] = {
     "relevant": {},
     "few": {},
     "normalised": {"relevance": "normalised"},
-    "hidden": {"readout": "hidden"},
     "released": {"released": True},
     "relevant-rnn": {"released": True},
 }

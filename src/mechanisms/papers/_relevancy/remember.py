@@ -15,7 +15,7 @@ from mechanisms.papers._sequences.recall import Recall, draw, train_recall_netwo
 if TYPE_CHECKING:
     from torch import Tensor
 
-DENOISE = ("lstm", "full", "relevant", "few", "normalised", "hidden")
+DENOISE = ("lstm", "full", "relevant", "few", "normalised")
 COPYING = ("lstm", "full", "relevant")
 ORIGINAL = ("lstm", "full-released", "released", "rnn", "full-rnn", "relevant-rnn", "sab")
 
@@ -29,10 +29,11 @@ class Remember(Recall):
     """
 
     task: Literal["copying", "denoise", "adding"] = "denoise"
-    updates: int = 2000
+    n: int = 3
+    updates: int = 4000
     short_term: int = 5
     relevant: int = 10
-    few: int = 3
+    few: int = 2
     initialisation: Initialisation = "torch"
     rotation: Literal["henaff", "cayley"] = "henaff"
     nonlinearity: Literal["tanh", "modrelu"] = "tanh"
