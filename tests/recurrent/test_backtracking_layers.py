@@ -106,7 +106,9 @@ def test_lengths_and_packed_sequences() -> None:
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_info_is_of_the_top_layer_in_the_layout_of_the_input(batch_first: bool) -> None:
     lstm = SABLSTM(3, 4, num_layers=2, batch_first=batch_first, k_att=2)
-    _, _, info = lstm(torch.randn(7, 7, 3)[:, :5] if not batch_first else torch.randn(5, 7, 3), need_info=True)
+    x = torch.randn(7, 7, 3)[:, :5] if not batch_first else torch.randn(5, 7, 3)
+    _, _, (below, info) = lstm(x, need_info=True)
+    assert below is None
     assert isinstance(info, SABInfo)
     assert info.weights.shape == ((5, 7, 4) if batch_first else (7, 5, 4))
     two = SABLSTM(3, 4, bidirectional=True)(torch.randn(7, 2, 3), need_info=True)[2]
