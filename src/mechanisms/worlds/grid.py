@@ -36,6 +36,9 @@ from gymnasium.vector.utils import batch_space  # noqa: E402
 
 from mechanisms.worlds._drawing import COLOURS, as_text, draw_rooms  # noqa: E402
 from mechanisms.worlds._streams import draw  # noqa: E402
+from mechanisms.worlds.levels import make_minigrid  # noqa: E402
+
+__all__ = ["VectorGoTo", "make_minigrid"]
 
 _EMPTY, _WALL, _BALL = 0, 1, 2  # what a cell holds; a ball of colour c is 2 + c
 _LEFT, _RIGHT, _FORWARD = 0, 1, 2
