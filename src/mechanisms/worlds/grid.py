@@ -1,8 +1,8 @@
 """Grid worlds: many rooms in one array, and the levels of MiniGrid and BabyAI behind the same interface.
 
 `VectorGoTo` is a world for small studies of agents: go to the ball of the colour that is asked for. All its rooms are
-stepped, seen and reset by the same few NumPy operations, which makes it some forty times as fast as a simulator that
-loops over environments; a study of an agent then costs what the agent costs. It is a `gymnasium.vector.VectorEnv`.
+stepped, seen and reset by the same few NumPy operations, which makes it a hundred times as fast as a simulator that
+steps them one by one; a study of an agent then costs what the agent costs. It is a `gymnasium.vector.VectorEnv`.
 
 The world, for a room of n x n cells with k balls (the numbers in brackets are the defaults, as in the study of fast
 and slow learning):
