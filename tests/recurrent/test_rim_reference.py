@@ -52,7 +52,7 @@ class Dense(nn.Module):
         cell: Any = self.block_lstm[self.kind]
         slots = torch.cat([torch.zeros_like(x).unsqueeze(1), x.unsqueeze(1).expand(-1, self.repeats, -1)], 1)
         read, weights = self.inp_att(h.view(-1, N, D), slots)
-        lost = weights[:, 0, :, 0].argsort(1, stable=True)[:, active:]
+        lost = weights[:, 0, :, 0].argsort(dim=1, stable=True)[:, active:]
         mask = torch.ones(len(x), N).scatter(1, lost, 0.0).double().repeat_interleave(D, 1)
         gates = 4 if self.kind == "lstm" else 3
         blocks = {
