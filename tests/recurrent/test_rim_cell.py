@@ -81,14 +81,25 @@ def test_outputs_and_gradients_are_those_of_the_method_as_written_down(options: 
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("options", [*VARIANTS[:5], VARIANTS[6], VARIANTS[9], VARIANTS[11], VARIANTS[12]])
+# Of three modules two are active, so that no two have the same score for ever, as modules have that were never active:
+# at a tie there is no derivative, and under autocast the choice may be another.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cell": "gru", "input_size": (3, 2), "block_inactive_grad": False},
+        {"input_heads": 2, "comm_source": "held"},
+        {"communicate": False, "competition": "modules"},
+        {"active": 3, "input_attention": False},
+    ],
+)
 def test_it_keeps_the_contract(options: dict[str, Any]) -> None:
-    check_cell(lambda: small(**options), compile=False)
+    check_cell(lambda: small(**{"hidden": 3, "modules": 3, "active": 2, **options}), compile=False)
 
 
 def test_zoneout_goes_around_it_and_leaves_held_units_as_they_are() -> None:
     def make() -> Zoneout:
-        return Zoneout(small(hidden=2, modules=3, active=1), {"h": 0.3, "c": 0.2})
+        return Zoneout(small(hidden=2, modules=3, active=2), {"h": 0.3, "c": 0.2})
 
     check_cell(make, compile=False, gradcheck=False)
     cell = make()
@@ -259,6 +270,15 @@ def test_permuting_modules_permutes_states(options: dict[str, Any]) -> None:
     torch.testing.assert_close(one.h[:, order], two.h, rtol=0, atol=1e-12)
 
 
+def test_under_autocast_leaves_keep_their_type_and_outputs_are_close_while_the_choice_is_the_same() -> None:
+    cell, x = RIMCell(3, 4, 6, 6, **SMALL).eval(), torch.randn(9, 4, 3)
+    plain = scan(cell, x).output
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state, info = scan(cell, x, need_info=True)
+    assert output.dtype == state.h.dtype == state.c.dtype == info.null.dtype == info.comm.dtype == torch.float32
+    torch.testing.assert_close(output, plain, rtol=0, atol=0.02)
+
+
 def test_candidates_and_held_states_agree_when_all_are_active() -> None:
     x = draw(6, 2, 3)
     one, two = small(active=4, comm_source="candidate"), small(active=4, comm_source="held")
@@ -298,10 +318,10 @@ def test_without_the_block_gradients_are_derivatives() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"block_inactive_grad": False}, {"active": 4}, {"active": 4, "comm_source": "held"}]
+    "options", [{"block_inactive_grad": False}, {"active": 3}, {"active": 3, "comm_source": "held"}]
 )
 def test_gradients_pass_gradcheck_away_from_ties(options: dict[str, Any]) -> None:
-    check_cell(lambda: small(hidden=2, **options), skip=set(RULES) - {"gradient"})
+    check_cell(lambda: small(**{"hidden": 2, "modules": 3, "active": 2, **options}), skip=set(RULES) - {"gradient"})
 
 
 @pytest.mark.parametrize("options", [{}, {"cell": "gru", "input_heads": 2}, {"competition": "modules"}])
