@@ -467,6 +467,10 @@ def test_wrong_states_and_inputs_say_what_to_do() -> None:
         cell(torch.ones(2, 3), RIMState(flat, flat))
     with pytest.raises(TypeError, match="does not belong to RIMCell"):
         cell(torch.ones(2, 3), (flat, flat))
+    with pytest.raises(TypeError, match="does not belong to RIMCell"):
+        cell(torch.ones(2, 3), RIMState(torch.zeros(2, 6, 4)))
+    with pytest.raises(TypeError, match="does not belong to RIMCell"):
+        RIMCell(3, 4, 6, 2, cell="gru")(torch.ones(2, 3), cell.initial_state(2))
     with pytest.raises(ValueError, match="input_size=3"):
         cell(torch.ones(2, 5))
     with pytest.raises(TypeError, match="embed tokens first"):
