@@ -13,7 +13,7 @@ from mechanisms.recurrent import Recurrent, RelevancyScreening, SparseAttentiveB
 from mechanisms.recurrent._trees import tree_map
 from mechanisms.recurrent.bidirectional_rims import RIMCell, RIMInfo, RIMState
 from mechanisms.recurrent.checks import RULES
-from mechanisms.recurrent.rim_cell import RIMNoise
+from mechanisms.recurrent.rim_states import RIMNoise
 from mechanisms.recurrent.scan import scan
 from tests.recurrent.modular import SMALL, draw, slow_run, small
 
