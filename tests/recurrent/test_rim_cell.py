@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"communicate": False},
     {"active": 4},
     {"active": 4, "input_attention": False},
+    {"active": 4, "input_attention": False, "input_heads": 2, "communicate": False},
     {"active": 4, "input_attention": False, "input_size": (3, 2), "input_heads": 2},
     {"competition": "modules"},
     {"competition": "modules", "input_heads": 2, "cell": "gru", "active": 3},

@@ -349,7 +349,7 @@ class RIMCell(Cell):
             found = self._compete_folded(projected, old)
             drive = as_type(projected.drive, old)
             if projected.ask is not None:
-                drive = drive * as_type(found.real.squeeze(3), old)
+                drive = drive * as_type(found.real.squeeze(3), old)  # one head: (batch, modules, 1)
         else:
             found, recurrent = self._compete(projected, recurrent, rows), recurrent[..., :rows]
             read = as_type(self.input_attention.read(found.real, projected.values), old)
@@ -380,7 +380,7 @@ class RIMCell(Cell):
 
     def _compete_folded(self, projected: Folded, old: Tensor) -> Competition:
         if projected.ask is None:
-            return unscored(old[:, :1, None], self.num_modules)
+            return unscored(old[:, :1, None].expand(-1, -1, self.input_attention.num_heads, -1), self.num_modules)
         scores = wide_dot(old, projected.ask)
         return self._chosen(scores[..., None, None])
 
