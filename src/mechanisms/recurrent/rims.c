@@ -208,7 +208,7 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
                      keys_at(l, s, i, t, first), kv_size(l), NULL, 0);
     }
     REAL *q = l->q, *alpha = l->alpha + at * l->slots * n * H;
-    uint8_t *mask = l->mask + at * n;
+    uint8_t *mask = l->mask + t * B * n;
     int32_t *chosen = l->chosen + at * K;
     ask(s, l, t);
     for (int64_t b = first; b < cell->end_row; b++) {

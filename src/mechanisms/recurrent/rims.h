@@ -28,8 +28,8 @@ struct Layer {
     // Kept for the backward pass, (T, B, ...), or of one step.
     REAL *alpha, *z, *u;         // (slots, n H), (n, 4 d), (n, d)
     REAL *share, *y, *p;         // (n, K Hc), (K, Hc cv), (K, 2 d)
-    uint8_t *mask;               // (n)
     int32_t *chosen;             // (K), -1 in rows that have ended
+    uint8_t *mask;               // (n), of all steps in either case
     // Space, and gradients.
     REAL *space, *q, *qkv;       // (B, `space_row`), (B, n, H dk), (B, n, Hc (2 ck + cv))
     int32_t *list;               // (B)
