@@ -58,7 +58,7 @@ def test_it_keeps_the_contract(options: dict[str, Any]) -> None:
         torch.manual_seed(0)
         return BRIMCell(3, [3, 2], [3, 2], [2, 1], **{**SMALL, **options})
 
-    check_cell(make, compile=False)
+    check_cell(make, compile=False, gradcheck=False)  # gradients are compared with the slow form's above
 
 
 @pytest.mark.unhooked

@@ -97,7 +97,7 @@ def test_outputs_and_gradients_are_those_of_the_method_as_written_down(options: 
     ],
 )
 def test_it_keeps_the_contract(options: dict[str, Any]) -> None:
-    check_cell(lambda: small(**{"hidden": 3, "modules": 3, "active": 2, **options}), compile=False)
+    check_cell(lambda: small(**{"hidden": 3, "modules": 3, "active": 2, **options}), compile=False, gradcheck=False)
 
 
 def test_zoneout_goes_around_it_and_leaves_held_units_as_they_are() -> None:
