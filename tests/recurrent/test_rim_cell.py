@@ -90,10 +90,8 @@ def test_outputs_and_gradients_are_those_of_the_method_as_written_down(options: 
     "options",
     [
         {},
-        {"cell": "gru", "input_size": (3, 2), "block_inactive_grad": False},
-        {"input_heads": 2, "comm_source": "held"},
-        {"communicate": False, "competition": "modules"},
-        {"active": 3, "input_attention": False},
+        {"cell": "gru", "input_size": (3, 2), "input_heads": 2, "comm_source": "held"},
+        {"competition": "modules", "communicate": False},
     ],
 )
 def test_it_keeps_the_contract(options: dict[str, Any]) -> None:
