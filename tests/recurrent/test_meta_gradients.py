@@ -35,7 +35,7 @@ def test_a_recurrent_core_gives_the_gradient_that_differences_give() -> None:
     torch.manual_seed(0)
     core = GRUCell(2, 3).double()
     x = torch.randn(4, 5, 2).double()
-    names = {name: value for name, value in core.named_parameters()}
+    names = dict(core.named_parameters())
     fast = {name: value for name, value in names.items() if "hh" in name}
     slow = {name: value for name, value in names.items() if "hh" not in name}
 
@@ -78,7 +78,9 @@ def test_a_recurrent_core_gives_the_gradient_that_differences_give() -> None:
 def test_parameters_are_left_as_they_are() -> None:
     theta, phi = nn.Parameter(THETA.clone()), nn.Parameter(PHI.clone())
     found = maml_gradient(support, query, {"theta": theta}, {"phi": phi}, inner_lr=ALPHA)
-    assert torch.equal(theta, THETA) and theta.grad is None and phi.grad is None
+    assert torch.equal(theta, THETA)
+    assert theta.grad is None
+    assert phi.grad is None
     assert not any(one.requires_grad for one in found.values())
 
 
@@ -91,15 +93,10 @@ def test_reptile_after_one_step_goes_the_way_of_gradient_descent() -> None:
 class Once(torch.autograd.Function):
     """A square whose gradient cannot be differentiated."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x):
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
         return x**2
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
