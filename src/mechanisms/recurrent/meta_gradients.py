@@ -76,8 +76,10 @@ def maml_gradient(
         # Inside a level of forward derivatives cells take their plain steps, where fused paths know first ones only.
         with torch.enable_grad(), forward_ad.dual_level():
             adapted = start
-            for _ in range(inner_steps):
+            for step in range(inner_steps):
                 gradient = _gradient(support_loss_fn(adapted, shared), adapted, create_graph=not first_order)
+                if step == 0 and not first_order:
+                    _refuse_ends(gradient)
                 adapted = {name: value - alpha * gradient[name] for name, value in adapted.items()}
             return _gradient(query_loss_fn(adapted, shared), {**shared, **start})
     except RuntimeError as error:
@@ -92,6 +94,23 @@ def maml_gradient(
 def _gradient(loss: Tensor, of: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
     found = torch.autograd.grad(loss, list(of.values()), create_graph=create_graph, materialize_grads=True)
     return dict(zip(of, found, strict=True))
+
+
+def _refuse_ends(gradient: dict[str, Tensor]) -> None:
+    """A function that can be differentiated only once leaves a mark in the graph of its gradient.
+
+    torch raises when it comes upon the mark, but on the way to given inputs it never does: it would take the second
+    derivative for zero.
+    """
+    found = [value.grad_fn for value in gradient.values() if value.grad_fn is not None]
+    seen = set(found)
+    while found:
+        node = found.pop()
+        if node.name().rpartition("::")[2] in ("Error", "DelayedError", "NotImplemented"):
+            raise RuntimeError("a function in it says that its gradient cannot be differentiated")
+        fresh = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= fresh
+        found.extend(fresh)
 
 
 def check_twice_differentiable(module: nn.Module) -> None:
