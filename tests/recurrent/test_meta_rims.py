@@ -184,6 +184,36 @@ def test_a_copy_goes_on_by_itself() -> None:
     assert not same(values(model.parameters()), values(other_model.parameters()))
 
 
+def test_a_copy_made_beside_a_scheduler_leaves_the_original_alone() -> None:
+    model = network()
+    optimizer = fast_slow(model, inner_steps=2)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # replaces the optimiser's step
+    before = values(model.parameters())
+    other_model, other = copy.deepcopy((model, optimizer))
+    train(other_model, other, 3)
+    assert same(before, values(model.parameters()))
+    assert (optimizer.updates, other.updates) == (0, 3)
+
+
+@pytest.mark.parametrize(("inner_steps", "never"), [(0, 2), (math.inf, 0)])
+def test_a_set_that_is_never_updated_is_not_in_a_phase_that_was_begun_otherwise_either(
+    inner_steps: float | int, never: int
+) -> None:
+    turn = "fast" if inner_steps == 0 else "slow"
+    model = network()
+    optimizer = fast_slow(model, inner_steps=None)
+    optimizer.phase = turn
+    saved = optimizer.state_dict()
+    optimizer.advance(inner_steps, 3)
+    assert optimizer.phase != turn
+    optimizer.release()
+    again = fast_slow(model, inner_steps=inner_steps)
+    again.load_state_dict(saved)
+    before = values(model[never].parameters())
+    train(model, again, 3)
+    assert same(before, values(model[never].parameters()))
+
+
 def test_advance_counts_many_steps_as_one_update() -> None:
     model = network()
     optimizer = fast_slow(model, inner_steps=None)
@@ -331,9 +361,23 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="inner_steps"):
         fast_slow(network(), inner_steps=-1)
     fast_slow(model)
+    for fast, slow in ((model[0].parameters(), model[2].parameters()), (model.parameters(), [])):
+        with pytest.raises(ValueError, match=r"2 parameters are frozen .* release"):
+            FastSlow(fast, slow, fast_opt=adam)
+    model.requires_grad_(True)
+    FastSlow(model.parameters(), [], fast_opt=adam)
+    copied, _ = copy.deepcopy((model, fast_slow(model)))
     with pytest.raises(ValueError, match="release"):
-        FastSlow(model[0].parameters(), model[2].parameters(), fast_opt=adam)
+        FastSlow(copied.parameters(), [], fast_opt=adam)
+    with pytest.raises(ValueError, match="none of them requires"):
+        FastSlow(network().requires_grad_(False).parameters(), [], fast_opt=adam)
     optimizer = fast_slow(network())
+    unchanged = optimizer.state_dict()
+    together = fast_slow(network(), together=True)
+    train(network(), together, 0)
+    with pytest.raises(ValueError, match="phase='both'"):
+        optimizer.load_state_dict(together.state_dict())
+    assert str(unchanged) == str(optimizer.state_dict())
     with pytest.raises(ValueError, match="phase"):
         optimizer.phase = "both"
     with pytest.raises(ValueError, match="keep_fast"):

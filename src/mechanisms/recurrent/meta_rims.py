@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mechanisms._base.validation import check_choice
 from mechanisms.recurrent._doors import check_whole
@@ -29,6 +30,9 @@ from mechanisms.recurrent.meta_gradients import maml_gradient as maml_gradient
 from mechanisms.recurrent.meta_gradients import reptile_step as reptile_step
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+
+# Which parameters are frozen by a phase, rather than by the user.
+_FROZEN = WeakIdKeyDictionary()
 
 
 class FastSlow(Optimizer):
@@ -60,7 +64,8 @@ class FastSlow(Optimizer):
 
     Raises:
         TypeError: something else than parameters is given, or no optimiser comes back.
-        ValueError: the sets overlap, are not the module's, or have nothing to train.
+        ValueError: the sets overlap, are not the module's, have nothing to train, or are in a phase of another
+            `FastSlow`.
         FloatingPointError: (by `step`) the gradient is infinite or not a number.
 
     >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
@@ -104,14 +109,17 @@ class FastSlow(Optimizer):
                 f"{len(shared)} parameters are in both sets (places {places} of the slow one); each parameter belongs "
                 "to one"
             )
+        frozen = sum(one in _FROZEN and not one.requires_grad for own in self._sets.values() for one in own)
+        if frozen:
+            raise ValueError(
+                f"{frozen} parameters are frozen in a phase of another FastSlow, and would never be trained here; call "
+                "its release() first, or requires_grad_(True) of the module"
+            )
         # Also what an earlier phase of ours froze has to come back, so the flags are read once.
         self._trained = {name: [one for one in own if one.requires_grad] for name, own in self._sets.items()}
         for name, own in self._sets.items():
             if not self._trained[name] and (own or name == "fast"):
-                raise ValueError(
-                    f"the {name} set has {len(own)} parameters and none of them requires a gradient; if another "
-                    "FastSlow holds them, call its release() first"
-                )
+                raise ValueError(f"the {name} set has {len(own)} parameters and none of them requires a gradient")
         self.inner_steps = None if inner_steps is None else check_inner(inner_steps, "inner_steps")
         self.outer_steps = check_whole(outer_steps, "outer_steps")
         self.together = together
@@ -145,15 +153,30 @@ class FastSlow(Optimizer):
         self._turn(phase)
         self._done = self._pending = 0
 
-    def _turn(self, phase: str) -> None:
+    def _check_phase(self, phase: str) -> None:
         check_choice(phase, "phase", ("both",) if self.together else ("fast", "slow") if self.slow else ("fast",))
+
+    def _turn(self, phase: str) -> None:
+        self._check_phase(phase)
         self._phase = phase
         for name, own in self._trained.items():
             at_work = phase in (name, "both")
             for parameter in own:
                 parameter.requires_grad_(at_work)
-                if not at_work:
+                if at_work:
+                    _FROZEN.pop(parameter, None)
+                else:
                     parameter.grad = None
+                    _FROZEN[parameter] = True
+
+    def _keep_away(self, inner_steps: int | float | None) -> bool:
+        """Whether one set is never to be updated; if it has the turn, the other one gets it."""
+        never = "fast" if inner_steps == 0 else "slow" if inner_steps == math.inf else None
+        if never is None or self.together or self.slow is None:
+            return False
+        if self._phase == never:
+            self.phase = "slow" if never == "fast" else "fast"
+        return True
 
     def advance(self, inner_steps: int | float, outer_steps: int = 1) -> None:
         """Count everything since the last call as one update, and switch the phase when it has had enough of them.
@@ -168,19 +191,21 @@ class FastSlow(Optimizer):
         """
         if self._pending:
             self._pending, self._done = 0, self._done + 1
-        if self.together or self.slow is None:
+        if self.together or self.slow is None or self._keep_away(inner_steps):
             return
-        if inner_steps == 0:
-            if self._phase == "fast":
-                self.phase = "slow"
-        elif self._done >= (inner_steps if self._phase == "fast" else outer_steps):
+        if self._done >= (inner_steps if self._phase == "fast" else outer_steps):
             self.phase = "slow" if self._phase == "fast" else "fast"
 
     def release(self) -> None:
-        """Give all parameters back as they were given: both sets require gradients again."""
+        """Give all parameters back as they were given: both sets require gradients again.
+
+        For what comes after this optimiser, or after it was interrupted: a phase that has begun leaves the other set
+        frozen.
+        """
         for own in self._trained.values():
             for parameter in own:
                 parameter.requires_grad_(True)
+                _FROZEN.pop(parameter, None)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -302,6 +327,7 @@ class FastSlow(Optimizer):
         kept = state_dict["kept"]
         if kept is not None and [one.shape for one in kept] != [one.shape for one in self._sets["fast"]]:
             raise ValueError("the kept values of the fast set have other shapes than the fast set here")
+        self._check_phase(state_dict["phase"])
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state_dict[name])
         for group, lr in zip(self.param_groups, state_dict["lr"], strict=True):
@@ -310,10 +336,21 @@ class FastSlow(Optimizer):
         self._done, self._pending, self.updates = state_dict["done"], state_dict["pending"], state_dict["updates"]
         places = self._sets["fast"]
         self._kept = None if kept is None else [one.to(at.device).clone() for one, at in zip(kept, places, strict=True)]
+        self._keep_away(self.inner_steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For `copy.deepcopy`; torch's own keeps nothing but its groups."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_optimizer_")}
+        """For `copy.deepcopy`; torch's own keeps nothing but its groups.
+
+        A scheduler replaces `step` by one that is bound to this object; in a copy it would update the original.
+        """
+        return {name: value for name, value in vars(self).items() if not name.startswith(("_optimizer_", "step"))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for own in self._trained.values():
+            for parameter in own:
+                if not parameter.requires_grad:
+                    _FROZEN[parameter] = True
 
 
 def check_inner(inner_steps: float | int, name: str) -> int | float:
