@@ -1,5 +1,7 @@
 """Gradients through an inner loop: closed forms, a recurrent core, and Reptile."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,22 @@ def test_quadratic_losses_have_their_closed_form(inner_steps: int) -> None:
     first = maml_gradient(support, query, {"theta": THETA}, {"phi": PHI}, first_order=True, **options)
     assert torch.equal(first["phi"], torch.zeros_like(PHI))
     assert torch.allclose(first["theta"], adapted - TARGET, atol=1e-14)
+
+
+def test_threads_and_losses_that_adapt_themselves_do_not_meet() -> None:
+    def of(place: int) -> torch.Tensor:
+        return maml_gradient(support, query, {"theta": THETA}, {"phi": PHI}, inner_lr=ALPHA, inner_steps=place)["phi"]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(of, [3, 4] * 20))
+    for place, one in zip([3, 4] * 20, found, strict=True):
+        assert torch.equal(one, of(place))
+
+    def nested(fast: dict, slow: dict) -> torch.Tensor:
+        assert torch.equal(of(3), found[0])
+        return query(fast, slow)
+
+    maml_gradient(support, nested, {"theta": THETA}, {"phi": PHI}, inner_lr=ALPHA)
 
 
 CORES = {
@@ -118,6 +136,8 @@ def test_mistakes_are_named() -> None:
     both = {"theta": THETA}
     with pytest.raises(ValueError, match="theta: in both sets"):
         maml_gradient(support, query, both, both, inner_lr=0.1)
+    with pytest.raises(ValueError, match="fast is empty"):
+        maml_gradient(support, query, {}, {"phi": PHI}, inner_lr=0.1)
     with pytest.raises(ValueError, match="inner_lr"):
         maml_gradient(support, query, both, {"phi": PHI}, inner_lr=-1)
     with pytest.raises(ValueError, match="in one of the two only"):

@@ -9,7 +9,9 @@ of which the first-order form keeps the first term (C. Finn, P. Abbeel, S. Levin
 A. Nichol, J. Achiam, J. Schulman 2018, arXiv 1803.02999).
 """
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,9 @@ from mechanisms.recurrent._doors import check_whole
 
 Named = Mapping[str, Tensor]
 Loss = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+
+# torch has one level of forward derivatives for all threads.
+_LEVEL = threading.RLock()
 
 
 def maml_gradient(
@@ -53,7 +58,7 @@ def maml_gradient(
 
     Raises:
         RuntimeError: the support loss cannot be differentiated twice.
-        ValueError: a name is in both sets.
+        ValueError: a name is in both sets, or there is no fast parameter.
 
     >>> def distance(fast, slow):
     ...     return (fast["theta"] - slow["phi"]) ** 2 / 2
@@ -66,6 +71,8 @@ def maml_gradient(
     both = sorted(fast.keys() & slow.keys())
     if both:
         raise ValueError(f"{', '.join(both)}: in both sets; each parameter is fast or slow")
+    if not fast:
+        raise ValueError("fast is empty; without a parameter that adapts there is no inner loop")
     alpha = check_number(inner_lr, "inner_lr", at_least=0)
     check_whole(inner_steps, "inner_steps", at_least=0)
     if module is not None and not first_order:
@@ -73,8 +80,7 @@ def maml_gradient(
     start = {name: value.detach().requires_grad_() for name, value in fast.items()}
     shared = {name: value.detach().requires_grad_() for name, value in slow.items()}
     try:
-        # Inside a level of forward derivatives cells take their plain steps, where fused paths know first ones only.
-        with torch.enable_grad(), forward_ad.dual_level():
+        with torch.enable_grad(), _plain_steps():
             adapted = start
             for step in range(inner_steps):
                 gradient = _gradient(support_loss_fn(adapted, shared), adapted, create_graph=not first_order)
@@ -89,6 +95,20 @@ def maml_gradient(
             f"the gradient through the inner steps failed ({str(error).splitlines()[0]}); if the support loss cannot "
             "be differentiated twice, use first_order=True, or a network that can"
         ) from error
+
+
+@contextmanager
+def _plain_steps() -> Iterator[None]:
+    """Inside a level of forward derivatives cells take their plain steps, where fused paths know first ones only.
+
+    Threads wait for each other; a loss that itself adapts in an inner loop is in the level already.
+    """
+    with _LEVEL:
+        if forward_ad._current_level >= 0:
+            yield
+        else:
+            with forward_ad.dual_level():
+                yield
 
 
 def _gradient(loss: Tensor, of: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
