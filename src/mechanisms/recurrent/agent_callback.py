@@ -1,6 +1,7 @@
 """The two time scales of `FastSlow` in the loop of stable-baselines3: a phase is some rollouts with their epochs."""
 
 import math
+import weakref
 from typing import Any
 
 from mechanisms._base.extras import require
@@ -11,6 +12,9 @@ from mechanisms.recurrent.meta_rims import FastSlow, check_inner
 require("stable_baselines3", "rl")  # first, for its clear message
 
 from stable_baselines3.common.callbacks import BaseCallback  # noqa: E402
+
+# The environment that each optimiser learnt in last: callbacks come and go with the calls of `learn`.
+_PLAYED: weakref.WeakKeyDictionary[FastSlow, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
 class FastSlowCallback(BaseCallback):
@@ -24,6 +28,7 @@ class FastSlowCallback(BaseCallback):
         outer_updates: rollouts from which the slow set learns in its turn.
         reset_fast: "task" puts the fast parameters back to where they were at the start of the first task whenever
             another task begins: when the agent is given another environment (`model.set_env`), or `new_task` is called.
+            An agent that was loaded from a file goes on with its task.
 
     Raises:
         TypeError: (when learning starts) the policy's optimiser is no `FastSlow`.
@@ -42,7 +47,6 @@ class FastSlowCallback(BaseCallback):
         if reset_fast is not None:
             check_choice(reset_fast, "reset_fast", ("task",))
         self.reset_fast = reset_fast
-        self._env: Any = None
 
     @property
     def optimizer(self) -> FastSlow:
@@ -63,9 +67,9 @@ class FastSlowCallback(BaseCallback):
             )
         if self.reset_fast and not self.optimizer.keeps_fast:
             self.optimizer.keep_fast()
-        elif self._env is not None and self._env is not self.training_env:
+        elif self.optimizer in _PLAYED and _PLAYED[self.optimizer]() is not self.training_env:
             self.new_task()
-        self._env = self.training_env
+        _PLAYED[self.optimizer] = weakref.ref(self.training_env)
 
     def new_task(self) -> None:
         """Tell that another task begins."""
