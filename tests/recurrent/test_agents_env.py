@@ -129,6 +129,21 @@ def test_a_cut_may_count_as_an_end() -> None:
     assert infos[0]["TimeLimit.truncated"] is False
 
 
+def test_rewards_are_sb3s_own() -> None:
+    class Reuses(gymnasium.vector.VectorWrapper):
+        rewards = np.ones(4, np.float32)
+
+        def step(self, actions):
+            observation, _, *rest = self.env.step(actions)
+            return observation, self.rewards, *rest
+
+    env = SB3VecEnv(Reuses(world().env))
+    env.reset()
+    _, rewards, _, _ = env.step(np.zeros(4, int))
+    rewards += 1  # as sb3 does with the values of last observations
+    assert Reuses.rewards.tolist() == [1] * 4
+
+
 def test_attributes_and_methods_reach_the_environment() -> None:
     env = world()
     assert env.get_attr("size") == [4] * 4
@@ -148,5 +163,9 @@ def test_mistakes_are_named() -> None:
         SB3VecEnv(gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync"))
     with pytest.raises(ValueError, match="all of them"):
         world().set_attr("note", 1, [0])
+    differ = world()
+    differ.set_options([{}, {}, {}, {"reset_mask": np.ones(4, bool)}])
+    with pytest.raises(ValueError, match="options can be set for all"):
+        differ.reset()
     with pytest.raises(ValueError, match="image"):
         BabyAIEncoder(spaces.Box(0, 1, (7, 7, 3), np.float32))

@@ -99,3 +99,11 @@ def test_mistakes_are_named(tmp_path) -> None:
     save_agent(agent(LSTM), tmp_path / "agent.zip")
     with pytest.raises(ValueError, match="saved states are those of 4"):
         load_agent(tmp_path / "agent.zip", world(3))
+    for saved, here in ((None, {"mode": "meta"}), ({"mode": "meta"}, None)):
+        save_agent(agent(RIM, fast_slow=saved), tmp_path / "agent.zip")
+        with pytest.raises(ValueError, match="saved optimiser is"):
+            load_agent(tmp_path / "agent.zip", world(), policy_kwargs={"fast_slow": here}, max_grad_norm=math.inf)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        save_agent(agent(LSTM), tmp_path / "folder")
+    assert not list(tmp_path.glob("*.part"))

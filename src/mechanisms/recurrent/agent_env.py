@@ -47,10 +47,16 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """All environments' first observations; with the seeds and options that were set before."""
+        """All environments' first observations; with the seeds and options that were set before.
+
+        Raises:
+            ValueError: the options of the environments differ.
+        """
         seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
         if seeds is not None and None not in seeds and seeds == list(range(seeds[0], seeds[0] + self.num_envs)):
             seeds = seeds[0]  # which means the same to gymnasium, and is all that some environments take
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError("the environments are one object; options can be set for all of them only")
         observation, infos = self.env.reset(seed=seeds, options=self._options[0] or None)
         self.reset_infos = [
             {name: _at(values, row) for name, values in _fields(infos, row).items()} for row in range(self.num_envs)
@@ -78,7 +84,8 @@ class SB3VecEnv(VecEnv):
             info["TimeLimit.truncated"] = bool(self.bootstrap and truncated[row] and not terminated[row])
             last = found.get("final_info", {})
             info.update({name: _at(values, row) for name, values in _fields(last, row).items()})
-        return observation, np.asarray(rewards, np.float32), ended, infos
+        # A copy, as sb3 adds the values of last observations to it in place.
+        return observation, np.array(rewards, np.float32), ended, infos
 
     def close(self) -> None:
         """Close the environment."""

@@ -32,6 +32,7 @@ from sb3_contrib import RecurrentPPO  # noqa: E402
 from sb3_contrib.common.recurrent.type_aliases import RNNStates  # noqa: E402
 
 from mechanisms.recurrent.agent_policy import RecurrentPolicy  # noqa: E402
+from mechanisms.recurrent.meta_rims import FastSlow  # noqa: E402
 
 FORMAT = 1
 ARGUMENTS = (
@@ -121,10 +122,13 @@ def save_agent(model: RecurrentPPO, path: str | os.PathLike[str]) -> None:
     }
     place = Path(path)
     partial = place.with_name(f"{place.name}.{os.getpid()}.part")
-    with zipfile.ZipFile(partial, "w") as archive:
-        for name, content in parts.items():
-            archive.writestr(name, content)
-    os.replace(partial, place)
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(name, content)
+        os.replace(partial, place)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_agent(
@@ -183,6 +187,12 @@ def load_agent(
     model = RecurrentPPO(policy, env, policy_kwargs=kwargs, device=device, **settings)
     _fill(model.policy, load_tensors(parts["policy.safetensors"]))
     optimizer = torch.load(io.BytesIO(parts["optimizer.pt"]), map_location=model.device, weights_only=True)
+    if ("phase" in optimizer) != isinstance(model.policy.optimizer, FastSlow):
+        kinds = ("FastSlow's", "another one's") if "phase" in optimizer else ("another one's", "FastSlow's")
+        raise ValueError(
+            f"the saved optimiser is {kinds[0]}, the policy's here {kinds[1]}; load the agent with the fast_slow that "
+            "it was made with"
+        )
     model.policy.optimizer.load_state_dict(optimizer)
     for name, value in head["counters"].items():
         setattr(model, name, value)
