@@ -106,6 +106,8 @@ def test_processes_give_what_one_process_gives_and_none_stays_behind() -> None:
             np.array_equal(one, two)
             for one, two in zip(*(env.reset(seed=seed)[0].values() for env in (here, apart)), strict=True)
         )
+    numpy_seed, plain = (apart.reset(seed=seed)[0]["image"] for seed in (np.int64(11), 11))
+    assert np.array_equal(numpy_seed, plain)
     assert here.metadata["autoreset_mode"] == apart.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     processes = apart.processes
     here.close()
@@ -117,7 +119,7 @@ def test_processes_give_what_one_process_gives_and_none_stays_behind() -> None:
 def test_the_same_seed_gives_the_same_levels_and_another_seed_others() -> None:
     runs = []
     for seed in (1, 1, 2):
-        env, _ = make_minigrid("BabyAI-GoToLocal-v0", 2, seed=seed, workers=0)
+        env, _ = make_minigrid("BabyAI-GoToLocal-v0", 2, seed=np.int64(seed), workers=0)
         runs.append(play(env, 5))
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])

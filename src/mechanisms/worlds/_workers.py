@@ -48,12 +48,12 @@ class Workers(VectorEnv):
         return self._outer.processes
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | np.integer | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         if options is not None and "reset_mask" in options:
             raise ValueError("reset_mask is for environments in this process: workers=0")
-        if seed is None or isinstance(seed, int):
-            seeds = [None if seed is None else seed + index for index in range(self.num_envs)]
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds = [None if seed is None else int(seed) + index for index in range(self.num_envs)]
         else:
             seeds = list(seed)
         shares = [seeds[start : start + self._share] for start in range(0, self.num_envs, self._share)]

@@ -6,6 +6,7 @@ The levels are those of `minigrid`, by their names; here is what agents need aro
 
 import contextlib
 import io
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from mechanisms.worlds.missions import Vocabulary, level_names, mission_vocabula
 def make_minigrid(
     ids: str | Sequence[str],
     num_envs: int,
-    seed: int | None = None,
+    seed: int | np.integer | None = None,
     rgb: bool = False,
     *,
     workers: int | None = None,
@@ -77,6 +78,7 @@ def make_minigrid(
     if num_envs < len(names):
         raise ValueError(f"num_envs={num_envs} for {len(names)} levels; give each level an environment or more")
     processes = number_of_workers(num_envs, workers)
+    seed = None if seed is None else operator.index(seed)
     if vocabulary is None:
         vocabulary = mission_vocabulary(names, max_length)
     elif max_length is not None:
