@@ -97,6 +97,10 @@ def test_mistakes_are_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="was not written by save_agent"):
         load_agent(tmp_path / "text", world())
     save_agent(agent(LSTM), tmp_path / "agent.zip")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as whole, zipfile.ZipFile(tmp_path / "part.zip", "w") as part:
+        part.writestr("agent.json", whole.read("agent.json"))
+    with pytest.raises(ValueError, match="was not written by save_agent"):
+        load_agent(tmp_path / "part.zip", world())
     with pytest.raises(ValueError, match="saved states are those of 4"):
         load_agent(tmp_path / "agent.zip", world(3))
     for saved, here in ((None, {"mode": "meta"}), ({"mode": "meta"}, None)):

@@ -358,6 +358,8 @@ def test_mistakes_are_named() -> None:
         FastSlow(["weight"], [], fast_opt=adam)
     with pytest.raises(ValueError, match="max_grad_norm"):
         fast_slow(network(), max_grad_norm=0)
+    with pytest.raises(ValueError, match="one clip"):
+        fast_slow(network(), max_grad_norm=(1, 2), together=True)
     with pytest.raises(ValueError, match="inner_steps"):
         fast_slow(network(), inner_steps=-1)
     fast_slow(model)

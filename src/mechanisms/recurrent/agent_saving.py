@@ -35,6 +35,7 @@ from mechanisms.recurrent.agent_policy import RecurrentPolicy  # noqa: E402
 from mechanisms.recurrent.meta_rims import FastSlow  # noqa: E402
 
 FORMAT = 1
+PARTS = ("agent.json", "policy.safetensors", "run.safetensors", "optimizer.pt")
 ARGUMENTS = (
     "learning_rate",
     "n_steps",
@@ -170,7 +171,7 @@ def load_agent(
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            parts = {name: archive.read(name) for name in archive.namelist()}
+            parts = {name: archive.read(name) for name in PARTS}
         head = json.loads(parts["agent.json"])
         if head["format"] != FORMAT:
             raise ValueError(f"{path} has format {head['format']}; this version reads {FORMAT}")

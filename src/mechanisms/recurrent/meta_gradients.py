@@ -10,7 +10,7 @@ A. Nichol, J. Achiam, J. Schulman 2018, arXiv 1803.02999).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -98,7 +98,7 @@ def maml_gradient(
 
 
 @contextmanager
-def _plain_steps() -> Iterator[None]:
+def _plain_steps() -> Generator[None, None, None]:
     """Inside a level of forward derivatives cells take their plain steps, where fused paths know first ones only.
 
     Threads wait for each other; a loss that itself adapts in an inner loop is in the level already.

@@ -124,6 +124,8 @@ class FastSlow(Optimizer):
         self.outer_steps = check_whole(outer_steps, "outer_steps")
         self.together = together
         self._limits = _as_limits(max_grad_norm)
+        if together and self._limits[0] != self._limits[1]:
+            raise ValueError(f"max_grad_norm={max_grad_norm}: with together both sets have one clip; give one number")
         self.fast = _made(fast_opt, self._sets["fast"], "fast_opt")
         self.slow = _made(slow_opt or fast_opt, self._sets["slow"], "slow_opt") if self._sets["slow"] else None
         base = float(self.fast.param_groups[0]["lr"]) if lr is None else float(lr)

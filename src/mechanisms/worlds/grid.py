@@ -53,8 +53,8 @@ class VectorGoTo(VectorEnv):
     Episodes that end are followed by a new room in the same step (`AutoresetMode.SAME_STEP`): the observation that is
     returned is the new room's, the last one of the old room is in `info["final_obs"]`, as gymnasium does it.
     `info["final_info"]["is_success"]` says which of the ended episodes succeeded. A time limit is `truncated`, never
-    `terminated`: an agent that is to treat it as part of the task, as the time is no part of what it sees, bootstraps
-    from the value of `final_obs`.
+    `terminated`: as the time is no part of what an agent sees, it may bootstrap from the value of `final_obs`, or
+    treat the limit as the end.
 
     The rooms of environment i follow from the seed, i and the number of its episodes alone: other actions, or more
     environments beside it, do not change them.
