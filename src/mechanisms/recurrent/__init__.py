@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.batch_norm import BatchNormLSTMCell as BatchNormLSTMCell
     from mechanisms.recurrent.batch_norm import BatchNormLSTMState as BatchNormLSTMState
     from mechanisms.recurrent.batch_norm import BatchStatistics as BatchStatistics
+    from mechanisms.recurrent.brim_cell import BRIMCell as BRIMCell
     from mechanisms.recurrent.cells import GRUCell as GRUCell
     from mechanisms.recurrent.cells import GRUState as GRUState
     from mechanisms.recurrent.cells import LSTMCell as LSTMCell
@@ -34,7 +35,12 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.densities import Likelihood as Likelihood
     from mechanisms.recurrent.densities import gaussian_kl as gaussian_kl
     from mechanisms.recurrent.densities import gaussian_nll as gaussian_nll
+    from mechanisms.recurrent.grouped import GroupGRUCell as GroupGRUCell
+    from mechanisms.recurrent.grouped import GroupLinear as GroupLinear
+    from mechanisms.recurrent.grouped import GroupLSTMCell as GroupLSTMCell
     from mechanisms.recurrent.module import Recurrent as Recurrent
+    from mechanisms.recurrent.module_attention import CommunicationAttention as CommunicationAttention
+    from mechanisms.recurrent.module_attention import InputAttention as InputAttention
     from mechanisms.recurrent.protocol import Cell as Cell
     from mechanisms.recurrent.protocol import Noise as Noise
     from mechanisms.recurrent.relevancy import RelevancyInfo as RelevancyInfo
@@ -42,6 +48,9 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.relevancy import RelevancyState as RelevancyState
     from mechanisms.recurrent.relevancy_layers import RelLSTM as RelLSTM
     from mechanisms.recurrent.relevancy_layers import RelRNN as RelRNN
+    from mechanisms.recurrent.rim_cell import RIMCell as RIMCell
+    from mechanisms.recurrent.rim_cell import RIMInfo as RIMInfo
+    from mechanisms.recurrent.rim_cell import RIMState as RIMState
     from mechanisms.recurrent.rotations import cayley_init_ as cayley_init_
     from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
@@ -84,20 +93,29 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.zoneout_layers import ZoneoutRNNCell as ZoneoutRNNCell
 
 _HOMES: dict[str, str] = {
+    "BRIMCell": "brim_cell",
     "BatchNormLSTMCell": "batch_norm",
     "BatchNormLSTMState": "batch_norm",
     "BatchStatistics": "batch_norm",
     "Cell": "protocol",
     "CellContractError": "checks",
+    "CommunicationAttention": "module_attention",
     "ConditionalNormLSTMCell": "conditional_norm",
     "GRUCell": "cells",
     "GRUState": "cells",
+    "GroupGRUCell": "grouped",
+    "GroupLSTMCell": "grouped",
+    "GroupLinear": "grouped",
+    "InputAttention": "module_attention",
     "LSTMCell": "cells",
     "LSTMState": "cells",
     "Likelihood": "densities",
     "LinearSchedule": "schedules",
     "ModReLU": "cells",
     "Noise": "protocol",
+    "RIMCell": "rim_cell",
+    "RIMInfo": "rim_cell",
+    "RIMState": "rim_cell",
     "RNNCell": "cells",
     "RNNState": "cells",
     "RecallScores": "tasks",
