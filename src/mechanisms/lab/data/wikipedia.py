@@ -17,8 +17,7 @@ from mechanisms.lab.paper import NotHere
 SIZES = ("2", "103")
 PARTS = ("train", "valid", "test")
 HUB_WIKITEXT = "Salesforce/wikitext"
-# Words of each part, an end of line counted as one, as papers report them.
-PUBLISHED = {"2": (2_088_628, 217_646, 245_569), "103": (103_227_021, 217_646, 245_569)}
+BLOCK, ROWS = 2**22, 10_000  # characters and rows that are read at once
 
 
 def wikitext(path: str | Path | None = None, *, size: str = "2", hub: str = "") -> Tokens:
@@ -104,9 +103,11 @@ def _coded(lines: Iterable[str], places: dict[str, int], grow: bool) -> np.ndarr
 
 
 def _file_lines(source: str) -> Iterable[str]:
-    with Path(source).open(encoding="utf-8", newline="\n") as file:
+    path = Path(source)
+    with path.open(encoding="utf-8", newline="\n") as file:
         try:
-            yield from file
+            for _ in follow(range(path.stat().st_size // BLOCK + 1), path.name):
+                yield from file.readlines(BLOCK)
         except UnicodeDecodeError as error:
             raise ValueError(f"{source} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
 
@@ -124,5 +125,5 @@ def _hub_lines(hub: str, size: str, part: str) -> Iterable[str]:
         ) from None
     if "text" not in table.column_names:
         raise ValueError(f"{hub} has no column 'text'; it has {', '.join(table.column_names)}")
-    for row in follow(table, f"WikiText-{size}"):
-        yield row["text"]
+    for start in follow(range(0, len(table), ROWS), f"WikiText-{size}, {part}"):
+        yield from table[start : start + ROWS]["text"]

@@ -58,10 +58,11 @@ def run_held(settings: Held, variant: str, bench: Bench) -> dict[str, Any]:
     shares = []
     for layer in range(len(modules)):
         layers = [state[layer] if len(modules) > 1 else state for state in states]
-        same = [
-            torch.stack([(new == old).all(-1) for new, old in zip(after, earlier, strict=True)]).all(0)
-            for earlier, after in pairwise(layers)
-        ]
+        same = []
+        for earlier, after in pairwise(layers):
+            # GRU modules have no c.
+            leaves = [(new == old).all(-1) for new, old in zip(after, earlier, strict=True) if new is not None]
+            same.append(torch.stack(leaves).all(0))
         shares.append(float(torch.stack(same).double().mean()))
     expected = [1 - k / n for n, k in zip(modules, active, strict=True)]
     return {"held": shares, "error": [share - one for share, one in zip(shares, expected, strict=True)]}

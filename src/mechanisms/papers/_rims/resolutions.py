@@ -36,7 +36,8 @@ class Resolutions(Sizes):
         embedding: features of a step, over all channels.
         layer_embedding: the same for BRIMs; 0 for as many.
         dropout: behind the embedding and behind the network.
-        num_validation, num_train: images that are set aside, and how many of the rest are used at most.
+        num_validation: training images that are set aside (MNIST and CIFAR-10).
+        num_train, num_evaluated: images that are trained on, and of validation and test each, at most.
         batch_size, epochs, lr, clip: of Adam.
         evaluate_every: epochs between evaluations.
         evaluation_batch: images of a batch in evaluation.
@@ -53,6 +54,7 @@ class Resolutions(Sizes):
     dropout: float = 0.2
     num_validation: int = 10_000
     num_train: int | None = None
+    num_evaluated: int | None = None
     batch_size: int = 64
     epochs: int = 60
     lr: float = 2e-3
@@ -67,6 +69,7 @@ TINY = Resolutions(
     layer_sizes=(4, 4),
     test_sizes=(9,),
     num_train=32,
+    num_evaluated=16,
     batch_size=16,
     epochs=1,
     evaluate_every=1,
@@ -217,6 +220,6 @@ def read_images(settings: Resolutions, seed: int) -> Splits:
         splits = data.mnist(path, hub=settings.hub, num_validation=settings.num_validation)
     else:
         splits = data.cifar10(path, hub=settings.hub, num_validation=settings.num_validation)
-    if settings.num_train is None:
-        return splits
-    return data.Splits(splits.train.take(slice(0, settings.num_train)), splits.validation, splits.test)
+    most = (settings.num_train, settings.num_evaluated, settings.num_evaluated)
+    parts = (splits.train, splits.validation, splits.test)
+    return data.Splits(*(part.take(slice(0, count)) for part, count in zip(parts, most, strict=True)))

@@ -58,8 +58,8 @@ def run_video(settings: Video, variant: str, bench: Bench) -> dict[str, Any]:
 
     Returns:
         `bce_<balls>`: cross-entropy of a pixel in nats, over all frames that are rolled out; `constant_bce_<balls>`:
-        that of the share of white pixels, the same for each; `frames`: one film of the last test, true and predicted pixels
-        from 0 to 9 as text, of the steps `SHOWN`. Curves: `bce_<balls>_by_step` of each frame.
+        that of the share of white pixels, the same for each; `frames`: one film of the last test, true and predicted
+        pixels from 0 to 9 as text, of the steps `SHOWN`. Curves: `bce_<balls>_by_step` of each frame.
     """
     import torch
     from torch.nn import functional as F
