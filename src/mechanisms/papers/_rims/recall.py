@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, config
@@ -77,11 +78,18 @@ def run_memory(settings: Memory, variant: str, bench: Bench) -> dict[str, Any]:
         found, model = train_recall_network(replace(settings, updates=updates), make, bench)
     if settings.task == "adding":
         return found
-    longest = max(settings.test_delays)
-    learned = found["accuracy"] - found["chance"]
-    kept = found[f"accuracy_at_{longest}"] - found["chance"]
-    found["retention"] = kept / learned if learned > LEARNED else math.nan
+    found["retention"] = retention(found, max(settings.test_delays))
     return found | work(settings, model, bench) if variant in RIMS else found
+
+
+def retention(found: Mapping[str, float], delay: int) -> float:
+    """The accuracy above chance at a delay over that at the trained one; not a number where little was learned.
+
+    >>> retention({"accuracy": 0.9, "accuracy_at_80": 0.3, "chance": 0.1}, 80)
+    0.25
+    """
+    learned = found["accuracy"] - found["chance"]
+    return (found[f"accuracy_at_{delay}"] - found["chance"]) / learned if learned > LEARNED else math.nan
 
 
 def work(settings: Memory, model: Any, bench: Bench) -> dict[str, Any]:
