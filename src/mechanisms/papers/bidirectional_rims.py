@@ -244,7 +244,10 @@ paper = Paper(
     summary="Modules compete for the input and hold their state when they lose; layers also look up. RIMs too.",
     parts=(
         "mechanisms.recurrent.bidirectional_rims",
+        "mechanisms.recurrent.rim_cell",
+        "mechanisms.recurrent.brim_cell",
         "mechanisms.recurrent.rim_layers",
+        "mechanisms.recurrent.module_activity",
         "mechanisms.recurrent.grouped",
         "mechanisms.recurrent.module_attention",
         "mechanisms.recurrent.tasks",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from mechanisms.lab import Bench, config
@@ -44,6 +43,7 @@ def run_held(settings: Held, variant: str, bench: Bench) -> dict[str, Any]:
     import torch
 
     from mechanisms._base.seeds import seeded, stream_seed
+    from mechanisms.recurrent import held_fraction
     from mechanisms.recurrent.scan import scan
 
     modules, active, _ = KINDS[variant]
@@ -58,12 +58,9 @@ def run_held(settings: Held, variant: str, bench: Bench) -> dict[str, Any]:
     shares = []
     for layer in range(len(modules)):
         layers = [state[layer] if len(modules) > 1 else state for state in states]
-        same = []
-        for earlier, after in pairwise(layers):
-            # GRU modules have no c.
-            leaves = [(new == old).all(-1) for new, old in zip(after, earlier, strict=True) if new is not None]
-            same.append(torch.stack(leaves).all(0))
-        shares.append(float(torch.stack(same).double().mean()))
+        # h and c side by side; GRU modules have no c.
+        whole = torch.stack([torch.cat([leaf for leaf in state if leaf is not None], -1) for state in layers])
+        shares.append(held_fraction(whole[1:], whole[0]))
     expected = [1 - k / n for n, k in zip(modules, active, strict=True)]
     return {"held": shares, "error": [share - one for share, one in zip(shares, expected, strict=True)]}
 

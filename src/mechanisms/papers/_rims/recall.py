@@ -102,22 +102,19 @@ def work(settings: Memory, model: Any, bench: Bench) -> dict[str, Any]:
         whole delay, and whose state is therefore the same at its end to the bit; `activation`: the mean activation of
         each module (rows) at each step (columns) of sequences with `shown_delay`, one row after the other.
     """
-    mask = activity(model, *_probes(settings, settings.delay, bench)).float()
+    from mechanisms.recurrent import activation_vector, specialisation
+
     n, delay = settings.n, settings.delay
     # n symbols, delay - 1 blanks, the marker, and n blanks of which the first is read as the first symbol is recalled.
-    phases = {"reading": mask[:n], "waiting": mask[n : n + delay - 1], "recalling": mask[-n:]}
-    means = {name: part.mean((0, 1)) for name, part in phases.items()}
-    active = float(means["reading"].sum())
-
-    def apart(one: str, other: str) -> float:
-        return float((means[one] - means[other]).abs().sum()) / (2 * active)
-
-    longer = activity(model, *_probes(settings, settings.shown_delay, bench)).float().mean(1)
+    reading, waiting, recalling = slice(0, n), slice(n, n + delay - 1), slice(n + delay, None)
+    mask = activity(model, _probes(settings, delay, bench))
+    longer = activity(model, _probes(settings, settings.shown_delay, bench)).float().mean(1)
+    phases = {"reading": reading, "waiting": waiting, "recalling": recalling}
     return {
-        "specialisation": apart("reading", "waiting"),
-        "blank_or_recall": apart("waiting", "recalling"),
-        "frozen": float((phases["waiting"].sum(0) == 0).float().mean()),
-        **{name: [round(float(one), 4) for one in mean] for name, mean in means.items()},
+        "specialisation": specialisation(mask, reading, waiting),
+        "blank_or_recall": specialisation(mask, waiting, recalling),
+        "frozen": float((~mask[waiting].any(0)).float().mean()),
+        **{name: [round(float(one), 4) for one in activation_vector(mask, steps)] for name, steps in phases.items()},
         "activation": [round(float(one), 2) for row in longer.T for one in row],
     }
 
@@ -135,6 +132,6 @@ def activity(model: Any, inputs: Tensor) -> Tensor:
     return info.mask
 
 
-def _probes(settings: Memory, delay: int, bench: Bench) -> tuple[Tensor]:
+def _probes(settings: Memory, delay: int, bench: Bench) -> Tensor:
     inputs, _ = draw(settings, settings.probe, delay, bench.generator(f"probe {delay}"), bench.device)
-    return (inputs,)
+    return inputs
