@@ -49,8 +49,8 @@ class LayerJob(Struct):
         ("slot", SlotJob * 2),
         *fields(ctypes.c_void_p, "query", "gates", "talk", "delta"),
         *fields(ctypes.c_void_p, "query_back", "gates_back", "talk_back", "delta_back", "bias", "delta_bias"),
-        *fields(ctypes.c_void_p, "read_mask", "comm_mask", "h0", "c0", "h", "c", "q", "alpha", "z", "u"),
-        *fields(ctypes.c_void_p, "qkv", "share", "y", "p", "mask", "chosen", "space", "list", "dh", "dc"),
+        *fields(ctypes.c_void_p, "read_mask", "comm_mask", "h0", "c0", "h", "c", "alpha", "z", "u"),
+        *fields(ctypes.c_void_p, "share", "y", "p", "mask", "chosen", "space", "q", "qkv", "list", "dh", "dc"),
         *fields(ctypes.c_int64, "span", "rows_wanted"),
         *fields(ctypes.c_void_p, "rows", "dz", "dq", "count", "dqkv", "dp"),
     )
@@ -370,12 +370,10 @@ class _Run:
                 reals.add(job, "h", self.steps * self.batch * n * d)
             if not shape.gru:
                 reals.add(job, "c", rows * n * d)
-            reals.add(job, "q", rows * n * shape.heads * shape.key)
             reals.add(job, "alpha", rows * job.slots * n * shape.heads)
             reals.add(job, "z", rows * n * 4 * d)
             reals.add(job, "u", rows * n * d)
             if job.comm:
-                reals.add(job, "qkv", rows * n * shape.talk)
                 reals.add(job, "share", rows * active * shape.comm_heads * n)
                 reals.add(job, "y", rows * active * shape.comm_heads * shape.comm_value)
                 reals.add(job, "p", rows * active * 2 * d)
@@ -400,8 +398,11 @@ class _Run:
     def _spaces(self, jobs: Any) -> None:
         """Room that a step uses and leaves."""
         reals, lists = _Space(self.like), _Space(self.like)
-        for job in jobs:
+        for layer, job in zip(self.layers, jobs, strict=True):
+            shape = layer.shape
             reals.add(job, "space", self.batch * self.library.space_row(ctypes.byref(job)))
+            reals.add(job, "q", self.batch * shape.modules * shape.heads * shape.key)
+            reals.add(job, "qkv", self.batch * shape.modules * shape.talk)
             lists.add(job, "list", self.batch)
         self.alive += [reals.make(), lists.make(torch.int32)]
 
@@ -527,6 +528,7 @@ class _LayerBackward:
         job.point(dqkv=self.dqkv, dp=self.dp)
         for place, grad in enumerate(self.slot_grads):
             job.slot[place].point(grad=grad)
+        run._pack_forward(layer, job)
         run._pack_backward(layer, job)
         self.sums: dict[str, Tensor] = {}
         if self.wants["bias_ih"] or self.wants["bias_hh"]:
