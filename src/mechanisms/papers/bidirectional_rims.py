@@ -35,7 +35,7 @@ COPYING = Experiment(
     description="Repeat 5 of 8 symbols after 10 steps; then delays of 20, 40 and 80 without retraining. RIMs of 6 "
     "modules, 3 of them updated at a step, or all.",
     run=recall.run_memory,
-    variants=("lstm", "rims", "rims-dense", "hierarchical", "brims"),
+    variants=("lstm", "rims", "rims-dense"),
     scales={
         "smoke": recall.TINY,
         "laptop": Memory(),
@@ -155,7 +155,7 @@ ADDING = Experiment(
     scales={
         "smoke": replace(recall.TINY, task="adding", delay=12, test_delays=(24,), encoding_size=8),
         "laptop": Memory(
-            task="adding", delay=50, test_delays=(200,), encoding_size=32, updates=1500, lstm_updates=1500, every=150
+            task="adding", delay=50, test_delays=(200,), encoding_size=32, updates=1000, lstm_updates=1000, every=100
         ),
         "paper": Memory(
             task="adding",
@@ -176,6 +176,7 @@ ADDING = Experiment(
             test_size=20_000,
         ),
     },
+    seeds=3,
     figures=(
         bars("loss", "Mean squared error at 50 steps"),
         bars("loss_at_200", "Mean squared error at 200 steps"),
@@ -216,6 +217,7 @@ BALLS = Experiment(
             every=780,
         ),
     },
+    seeds=3,
     figures=(
         Figure(
             "Predicted frames beside true ones",

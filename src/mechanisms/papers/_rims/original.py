@@ -27,7 +27,7 @@ ORIGINAL = Experiment(
     description="Copying in the paper's setting: 10 of 8 symbols after 50 steps, tested at 200; set active=5 and so on "
     "for other numbers of active modules.",
     run=recall.run_memory,
-    variants=("lstm", "rims", "rims-dense"),
+    variants=("lstm", "rims", "rims-dense", "hierarchical", "brims"),
     scales={
         "smoke": recall.TINY,
         "paper": Memory(
@@ -37,6 +37,9 @@ ORIGINAL = Experiment(
             hidden_size=600,
             module_size=100,
             active=4,
+            layer_modules=(6, 6),
+            layer_sizes=(50, 50),
+            layer_active=(4, 4),
             key_size=64,
             qkv_std=0.01,
             dropout=0.5,

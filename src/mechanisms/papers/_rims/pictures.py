@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def draw_retention(cell: Cell) -> plotly.graph_objects.Figure:
     """Accuracy above chance at each delay, divided by that at the trained one, by variant."""
-    figure = canvas(x="delay at test, in steps", y="share of the accuracy above chance that is kept", log_x=True)
+    figure = canvas(x="delay at test, in steps", y="share of the accuracy that is kept", log_x=True)
     delays: list[int] = []
     for place, variant in enumerate(cell.variants):
         rows: list[Any] = [record.metrics for record in cell.of(variant)]
