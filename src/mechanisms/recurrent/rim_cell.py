@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mechanisms._base.validation import check_choice, check_number
-from mechanisms.recurrent._doors import check_whole
+from mechanisms.recurrent._doors import check_state, check_whole
 from mechanisms.recurrent._rim_sequence import rim_sequence
 from mechanisms.recurrent._self_attention import as_type
 from mechanisms.recurrent._trees import Tree, shapes
@@ -330,6 +330,8 @@ class RIMCell(Cell):
         """
         if isinstance(state, RIMState):
             check_leaves(state, self.num_modules, self.hidden_size)
+            if (state.c is None) == (self.kind == "lstm"):
+                check_state(self, state, state.h.shape[0])
         return super().forward(input, state, generator=generator)
 
     # --- before the loop ----------------------------------------------------------------------------------------------
@@ -478,8 +480,10 @@ class RIMCell(Cell):
 
     def _candidate(self, drive: Tensor, recurrent: Tensor, state: RIMState) -> tuple[Tensor, Tensor | None]:
         """h~ and c~ of all modules, those that lost among them."""
-        if state.c is None or isinstance(self.dynamics, GroupGRUCell):
-            return gru_update(drive + as_type(self.dynamics.bias_ih, drive), recurrent, state.h), None
+        dynamics = self.dynamics
+        if isinstance(dynamics, GroupGRUCell):
+            return gru_update(drive + as_type(dynamics.bias_ih, drive), recurrent, state.h), None
+        assert state.c is not None
         return lstm_update(as_type(drive + recurrent, state.c), state.c)
 
     def extra_repr(self) -> str:

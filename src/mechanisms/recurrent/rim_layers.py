@@ -278,7 +278,7 @@ class BRIM(_ModularNetwork):
             for name, leaf, zeros in zip(one._fields, one, wanted, strict=True):
                 if (leaf is None) != (zeros is None):
                     raise TypeError(f"layer {place} of the state: expected {shapes(wanted)}, got {shapes(one)}")
-                if leaf is not None:
+                if leaf is not None and zeros is not None:
                     shape = tuple(zeros.shape) if batched else tuple(zeros.shape[1:])
                     layout = "(B, n, d)" if batched else "(n, d)"
                     self._fitting(f"{name} of layer {place}", leaf, shape, steps, layout)
