@@ -56,10 +56,10 @@ class Resolutions(Sizes):
     num_train: int | None = None
     num_evaluated: int | None = None
     batch_size: int = 64
-    epochs: int = 60
+    epochs: int = 40
     lr: float = 2e-3
     clip: float = 1.0
-    evaluate_every: int = 5
+    evaluate_every: int = 8
     evaluation_batch: int = 500
 
 
