@@ -134,8 +134,8 @@ DIGITS = Experiment(
         Figure(
             "Accuracy over the size of images",
             pictures.draw_resolutions,
-            "Trained at the smallest size. Solid: the epoch that is best on validation images of that size; dotted: "
-            f"the one that is best at each size, which looks at what is to be shown. {INTERVALS}",
+            "Trained at the smallest size. With markers: the epoch that is best on validation images of that size; "
+            f"thin dots: the one that is best at each size, which looks at what is to be shown. {INTERVALS}",
         ),
         bars("ratio_10", "Accuracy at 10 x 10 over that at 8 x 8"),
         Figure(

@@ -47,8 +47,8 @@ class Video(Sizes):
     coder: Literal["linear", "convolutional"] = "linear"
     features: int = 64
     batch_size: int = 32
-    updates: int = 1000
-    lr: float = 1e-3
+    updates: int = 1500
+    lr: float = 2e-3
     clip: float = 1.0
     every: int = 250
 
