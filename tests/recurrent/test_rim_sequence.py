@@ -54,17 +54,13 @@ class Case:
         self.cell = cell.to(dtype)
         torch.manual_seed(0)
         sizes = (cell.input_size,) if isinstance(cell.input_size, int) else cell.input_size
-        leaves = [
-            randn(steps, rows, size, seed=place, dtype=dtype).requires_grad_() for place, size in enumerate(sizes)
-        ]
+        leaves = [randn(steps, rows, size, seed=place, dtype=dtype).requires_grad_() for place, size in enumerate(sizes)]
         self.x = leaves[0] if isinstance(cell.input_size, int) else tuple(leaves)
         zeros = cell.initial_state(rows)
         self.state = tree_map(lambda leaf: randn(*leaf.shape, seed=leaf.numel(), dtype=dtype).requires_grad_(), zeros)
         self.noise = cell.noise(steps, rows, generator=torch.Generator().manual_seed(3))
 
-    def run(
-        self, backend: str, x: Any = None, noise: Any = None, **options: Any
-    ) -> tuple[list[Tensor], dict[str, Any]]:
+    def run(self, backend: str, x: Any = None, noise: Any = None, **options: Any) -> tuple[list[Tensor], dict[str, Any]]:
         """Outputs and states; gradients by name, `None` where none is wanted."""
         x = self.x if x is None else x
         noise = self.noise if noise is None else noise
@@ -86,9 +82,7 @@ def check_same(one: Any, other: Any, tolerance: float) -> None:
     assert one[1].keys() == other[1].keys()
     for name, a in one[1].items():
         scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
-        torch.testing.assert_close(
-            other[1][name], a, rtol=0, atol=10 * tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(other[1][name], a, rtol=0, atol=10 * tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items()))

@@ -340,9 +340,7 @@ class _Run:
         over_rows(self.library.stack_forward, job, threads_for(self.steps, self.batch, self.work))
         states: list[Tensor | None] = []
         for layer, own in zip(self.layers, jobs, strict=True):
-            last = (
-                output if layer is self.layers[-1] else self._view(kept[0], own.h, (self.steps, *_state(layer, self)))
-            )
+            last = output if layer is self.layers[-1] else self._view(kept[0], own.h, (self.steps, *_state(layer, self)))
             states.append(last[-1].reshape(_state(layer, self)).clone())
             if layer.shape.gru:
                 states.append(None)
@@ -595,7 +593,9 @@ class _LayerBackward:
                 x = run.inputs[source]
                 found[source] = torch.mm(grad, matrix).view_as(x)
 
-    def _fed(self, place: int, grad: Tensor, output: Tensor, kept: Tensor, passes: list["_LayerBackward"]) -> Tensor:
+    def _fed(
+        self, place: int, grad: Tensor, output: Tensor, kept: Tensor, passes: list["_LayerBackward"]
+    ) -> Tensor:
         """Gradients of all steps, transposed, times what a slot reads."""
         source, run = self.layer.slots[place][0], self.run
         if source >= 0:
