@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 from mechanisms.recurrent._trees import first_tensor, shapes, tree_map
 from mechanisms.recurrent.brim_cell import BRIMCell
 from mechanisms.recurrent.module import Recurrent
-from mechanisms.recurrent.rim_cell import RIMCell, RIMState
+from mechanisms.recurrent.rim_cell import RIMCell
+from mechanisms.recurrent.rim_states import RIMState
 
 
 class _ModularNetwork(nn.Module):
