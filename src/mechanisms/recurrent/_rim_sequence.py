@@ -1,4 +1,4 @@
-"""Whole sequences of RIM and BRIM cells at once: from their states, noise and parameters to the kernel's form, and back.
+"""Whole sequences of RIM and BRIM cells at once: from states, noise and parameters to the kernel's form, and back.
 
 Shapes: T steps, B rows, n modules of d units.
 """
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mechanisms.recurrent._attention_kernel import applies, plain_products
 from mechanisms.recurrent._driver import transformed
-from mechanisms.recurrent._rim_kernel import INPUT, MOST, SOURCE, LayerShape, LayerTensors, Plan, run_stack
+from mechanisms.recurrent._rim_jobs import INPUT, LayerShape, LayerTensors, Plan
+from mechanisms.recurrent._rim_kernel import SOURCE, run_stack
 from mechanisms.recurrent._trees import Tree, tree_map
 from mechanisms.recurrent.grouped import GroupLSTMCell
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.rim_cell import RIMCell
 
 SLOTS = 2  # as many as the kernel knows
+MOST = 1 << 14  # scores of a row: C holds them on the stack
 
 
 def rim_sequence(cell: "RIMCell", inputs: Tree, state: Any, noise: Tree, lengths: list[int] | None = None) -> Any:
@@ -99,8 +101,10 @@ def _run(
 def _known(cell: "RIMCell", sources: tuple[int, ...]) -> bool:
     """Whether the kernel computes what this cell does."""
     attention = cell.input_attention
-    heads = cell.num_modules * attention.num_heads
-    if cell.competition != "null" or len(sources) > SLOTS or heads > MOST:
+    talk = 0 if cell.communication is None else cell.communication.num_heads * cell.num_active
+    if cell.competition != "null" or len(sources) > SLOTS:
+        return False
+    if cell.num_modules * max(attention.num_heads, talk) > MOST:
         return False
     maps = [*attention.value, *(attention.key or ())]
     return len(attention.value) == len(sources) and plain_products(*maps)
