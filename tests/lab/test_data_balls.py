@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from mechanisms.lab import data
+from mechanisms.lab.data.balls import Balls, _bounce, bouncing_balls
 
 SETTINGS = pytest.mark.parametrize(("balls", "radius"), [(1, 1.2), (4, 1.2), (6, 1.2), (8, 0.8)])
 
 
-def gaps(films: data.Balls, radius: float | int) -> np.ndarray:
+def gaps(films: Balls, radius: float | int) -> np.ndarray:
     """Room between every two balls (films, time, pairs), negative where they overlap."""
     first, second = np.triu_indices(films.position.shape[2], 1)
     apart = films.position[:, :, first] - films.position[:, :, second]
@@ -17,7 +17,7 @@ def gaps(films: data.Balls, radius: float | int) -> np.ndarray:
 
 @SETTINGS
 def test_balls_begin_without_overlap_and_later_never_overlap_by_more_than_sub_steps_allow(balls, radius) -> None:
-    films = data.bouncing_balls(60, seed=0, num_balls=balls, radius=radius, size=8)
+    films = bouncing_balls(60, seed=0, num_balls=balls, radius=radius, size=8)
     room = gaps(films, radius)
     assert (room[:, 0] > 0).all()
     # All the energy in two balls that meet head on is the fastest approach; in jams of three a second sub-step follows.
@@ -27,7 +27,7 @@ def test_balls_begin_without_overlap_and_later_never_overlap_by_more_than_sub_st
 
 @SETTINGS
 def test_energy_is_conserved(balls, radius) -> None:
-    films = data.bouncing_balls(60, seed=1, num_balls=balls, radius=radius, size=8)
+    films = bouncing_balls(60, seed=1, num_balls=balls, radius=radius, size=8)
     energy = (films.velocity**2).sum((2, 3)) / 2
     np.testing.assert_allclose(energy, balls * 0.5**2 / 2, atol=1e-6)
     # They do collide: speeds differ in the end, unless there is nothing to collide with.
@@ -37,14 +37,12 @@ def test_energy_is_conserved(balls, radius) -> None:
 
 @SETTINGS
 def test_balls_stay_in_the_box_but_for_a_sub_step(balls, radius) -> None:
-    films = data.bouncing_balls(60, seed=2, num_balls=balls, radius=radius, size=8)
+    films = bouncing_balls(60, seed=2, num_balls=balls, radius=radius, size=8)
     out = max((radius - films.position).max(), (films.position - (10 - radius)).max())
     assert out <= 0.5 * np.sqrt(balls) / 10
 
 
 def test_momentum_is_exchanged_along_the_line_of_centres() -> None:
-    from mechanisms.lab.data.balls import _bounce
-
     position = np.array([[[4.0, 5.0], [6.0, 5.0]]])
     velocity = np.array([[[0.5, 0.2], [-0.3, 0.1]]])
     _bounce(position, velocity, 1.2)
@@ -54,7 +52,7 @@ def test_momentum_is_exchanged_along_the_line_of_centres() -> None:
 
 
 def test_a_pixel_is_white_where_its_centre_is_inside_a_ball() -> None:
-    films = data.bouncing_balls(5, seed=3, size=20, num_frames=4)
+    films = bouncing_balls(5, seed=3, size=20, num_frames=4)
     centres = (np.arange(20) + 0.5) / 2
     for film, time in ((0, 0), (4, 3)):
         for row, column in ((0, 0), (7, 12), (13, 3), (10, 10)):
@@ -66,13 +64,13 @@ def test_a_pixel_is_white_where_its_centre_is_inside_a_ball() -> None:
 
 def test_the_seed_decides_everything_and_a_curtain_only_covers() -> None:
     one, other, covered = (
-        data.bouncing_balls(3, seed=4, num_frames=6, size=16, curtain=curtain) for curtain in (None, None, (16, 5))
+        bouncing_balls(3, seed=4, num_frames=6, size=16, curtain=curtain) for curtain in (None, None, (16, 5))
     )
     np.testing.assert_array_equal(one.frames, other.frames)
     np.testing.assert_array_equal(one.position, covered.position)
     assert covered.frames[..., 5:10].all()
     np.testing.assert_array_equal(one.frames[..., :5], covered.frames[..., :5])
-    assert not np.array_equal(one.position, data.bouncing_balls(3, seed=5, num_frames=6, size=16).position)
+    assert not np.array_equal(one.position, bouncing_balls(3, seed=5, num_frames=6, size=16).position)
 
 
 @pytest.mark.parametrize(
@@ -86,4 +84,4 @@ def test_the_seed_decides_everything_and_a_curtain_only_covers() -> None:
 )
 def test_what_cannot_be_is_refused(changes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        data.bouncing_balls(2, **({"seed": 0, "size": 16, "num_frames": 2} | changes))
+        bouncing_balls(2, **({"seed": 0, "size": 16, "num_frames": 2} | changes))

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mechanisms.lab import NotHere, data
+from mechanisms.lab import NotHere
+from mechanisms.lab.data.wikipedia import wikitext
 from tests.lab.corpora import write_wikitext
 
 
@@ -17,7 +18,7 @@ def words_of(file: Path) -> list[str]:
 @pytest.mark.parametrize("inner", ["", "wikitext-2"])
 def test_tokens_say_what_the_files_say(tmp_path: Path, inner: str) -> None:
     folder = write_wikitext(tmp_path / inner)
-    read = data.wikitext(tmp_path)
+    read = wikitext(tmp_path)
     for ours, part in ((read.train, "train"), (read.validation, "valid"), (read.test, "test")):
         words = words_of(folder / f"wiki.{part}.tokens")
         known = [word if word in read.vocabulary else "<unk>" for word in words]
@@ -28,7 +29,7 @@ def test_tokens_say_what_the_files_say(tmp_path: Path, inner: str) -> None:
 
 
 def test_the_most_frequent_word_is_first(tmp_path: Path) -> None:
-    read = data.wikitext(write_wikitext(tmp_path))
+    read = wikitext(write_wikitext(tmp_path))
     counts = np.bincount(read.train, minlength=len(read.vocabulary))
     keys = [(-count, word) for count, word in zip(counts.tolist(), read.vocabulary, strict=True)]
     assert keys == sorted(keys)
@@ -38,9 +39,9 @@ def test_the_most_frequent_word_is_first(tmp_path: Path) -> None:
 def test_the_large_one_lies_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MECHANISMS_DATA", str(tmp_path))
     write_wikitext(tmp_path / "wikitext-103", seed=1)
-    assert len(data.wikitext(size="103").train) > 0
+    assert len(wikitext(size="103").train) > 0
     with pytest.raises(NotHere, match=r"WikiText-2 is not here.*Salesforce/wikitext"):
-        data.wikitext()
+        wikitext()
 
 
 def test_it_is_read_by_a_name_of_the_hub_s_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,20 +56,20 @@ def test_it_is_read_by_a_name_of_the_hub_s_library(tmp_path: Path, monkeypatch: 
     # As in the hub's repository: one configuration for each size.
     splits = "".join(f"  - split: {s}\n    path: wikitext-2-v1/{s}-*\n" for s in ("train", "validation", "test"))
     (copy / "README.md").write_text(f"---\nconfigs:\n- config_name: wikitext-2-v1\n  data_files:\n{splits}---\n")
-    assert data.wikitext(hub=str(copy)).sha256 == data.wikitext(files).sha256
+    assert wikitext(hub=str(copy)).sha256 == wikitext(files).sha256
     with pytest.raises(ValueError, match="give one of them"):
-        data.wikitext(files, hub=str(copy))
+        wikitext(files, hub=str(copy))
     with pytest.raises(NotHere, match="could not be fetched"):
-        data.wikitext(hub=str(tmp_path / "nowhere"))
+        wikitext(hub=str(tmp_path / "nowhere"))
 
 
 def test_bad_files_are_one_clear_line(tmp_path: Path) -> None:
     folder = write_wikitext(tmp_path)
     with pytest.raises(ValueError, match="size"):
-        data.wikitext(folder, size="3")
+        wikitext(folder, size="3")
     (folder / "wiki.valid.tokens").write_text("")
     with pytest.raises(ValueError, match=r"wiki\.valid\.tokens is empty"):
-        data.wikitext(folder)
+        wikitext(folder)
     (folder / "wiki.valid.tokens").write_bytes(b" = caf\xe9 = \n")
     with pytest.raises(ValueError, match="no text in UTF-8"):
-        data.wikitext(folder)
+        wikitext(folder)

@@ -16,8 +16,6 @@ from mechanisms._base.lazy import lazy_names
 if TYPE_CHECKING:
     from mechanisms.lab.data.audio import Recording as Recording
     from mechanisms.lab.data.audio import open_recording as open_recording
-    from mechanisms.lab.data.balls import Balls as Balls
-    from mechanisms.lab.data.balls import bouncing_balls as bouncing_balls
     from mechanisms.lab.data.cifar import cifar10 as cifar10
     from mechanisms.lab.data.cifar import cifar100 as cifar100
     from mechanisms.lab.data.cifar import read_cifar as read_cifar
@@ -66,13 +64,11 @@ if TYPE_CHECKING:
     from mechanisms.lab.data.splits import Splits as Splits
     from mechanisms.lab.data.text import Corpus as Corpus
     from mechanisms.lab.data.text import manual_text as manual_text
-    from mechanisms.lab.data.wikipedia import wikitext as wikitext
     from mechanisms.lab.table_files import TableError as TableError
     from mechanisms.lab.table_files import read_table as read_table
     from mechanisms.lab.table_files import write_table as write_table
 
 _HOMES = {
-    "Balls": "balls",
     "ChecksumError": "downloads",
     "ColourRecipe": "images",
     "Corpus": "text",
@@ -91,7 +87,6 @@ _HOMES = {
     "WATERBIRDS_SIZES": "generated",
     "binarised_mnist": "handwriting",
     "blizzard": "speech",
-    "bouncing_balls": "balls",
     "brightness": "folders",
     "celeba": "portraits",
     "character_tokens": "language",
@@ -126,7 +121,6 @@ _HOMES = {
     "timit": "speech",
     "two_moons": "generated",
     "waterbirds_like": "generated",
-    "wikitext": "wikipedia",
     "write_table": ".table_files",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore

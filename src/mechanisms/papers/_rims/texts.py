@@ -48,11 +48,12 @@ def run_texts(settings: Texts, variant: str, bench: Bench) -> dict[str, Any]:
 def read_text(settings: Texts) -> Tokens:
     """The corpus of the settings."""
     from mechanisms.lab import data
+    from mechanisms.lab.data.wikipedia import wikitext
     from mechanisms.papers._sequences.language_model import cut
 
     if settings.corpus == "manual":
         tokens = data.character_tokens(data.manual_text())
     else:
         size = settings.corpus.removeprefix("wikitext-")
-        tokens = data.wikitext(settings.path or None, size=size, hub=settings.hub)
+        tokens = wikitext(settings.path or None, size=size, hub=settings.hub)
     return cut(tokens, settings.most, settings.most, settings.most)

@@ -149,11 +149,11 @@ def _films(settings: Video, balls: int, count: int, bench: Bench, name: str) -> 
     import torch
 
     from mechanisms._base.seeds import stream_seed
-    from mechanisms.lab import data
+    from mechanisms.lab.data.balls import bouncing_balls
 
     radius = settings.radius if balls < 8 else 2 / 3 * settings.radius
     curtain = settings.curtain if name == "test" and all(settings.curtain) else None
-    films = data.bouncing_balls(
+    films = bouncing_balls(
         count,
         seed=stream_seed(bench.seed, f"films {name}"),
         num_balls=balls,
