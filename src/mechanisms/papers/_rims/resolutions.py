@@ -211,15 +211,15 @@ def as_tokens(
 
 def read_images(settings: Resolutions, seed: int) -> Splits:
     """The images of the settings."""
-    from mechanisms.lab import data
+    from mechanisms.lab.data import Splits, cifar10, digits, mnist
 
     path = settings.path or None
     if settings.data == "digits":
-        splits = data.digits(seed)
+        splits = digits(seed)
     elif settings.data == "mnist":
-        splits = data.mnist(path, hub=settings.hub, num_validation=settings.num_validation)
+        splits = mnist(path, hub=settings.hub, num_validation=settings.num_validation)
     else:
-        splits = data.cifar10(path, hub=settings.hub, num_validation=settings.num_validation)
+        splits = cifar10(path, hub=settings.hub, num_validation=settings.num_validation)
     most = (settings.num_train, settings.num_evaluated, settings.num_evaluated)
     parts = (splits.train, splits.validation, splits.test)
-    return data.Splits(*(part.take(slice(0, count)) for part, count in zip(parts, most, strict=True)))
+    return Splits(*(part.take(slice(0, count)) for part, count in zip(parts, most, strict=True)))
