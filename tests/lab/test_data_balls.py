@@ -62,6 +62,12 @@ def test_a_pixel_is_white_where_its_centre_is_inside_a_ball() -> None:
     assert 0.16 < films.frames.mean() < 0.2
 
 
+def test_films_are_the_same_however_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bouncing_balls(7, seed=3, size=16, num_frames=4).frames
+    monkeypatch.setattr("mechanisms.lab.data.balls.PIXELS", 2 * 4 * 16 * 16)
+    np.testing.assert_array_equal(whole, bouncing_balls(7, seed=3, size=16, num_frames=4).frames)
+
+
 def test_the_seed_decides_everything_and_a_curtain_only_covers() -> None:
     one, other, covered = (
         bouncing_balls(3, seed=4, num_frames=6, size=16, curtain=curtain) for curtain in (None, None, (16, 5))

@@ -17,6 +17,7 @@ BOX = 10.0  # side of the box
 SPEED = 0.5  # of every ball at the start, in units of length per frame
 SUBSTEPS = 10  # of a frame: a ball moves at most a small part of its radius before collisions are looked for
 TRIES = 50  # places drawn for a ball before its row of balls begins anew
+PIXELS = 2**24  # that are drawn at once
 ROUNDS = 200  # beginnings of a row before the balls are said not to fit
 
 
@@ -140,12 +141,14 @@ def _bounce(position: np.ndarray, velocity: np.ndarray, radius: float | int) -> 
 
 
 def _render(position: np.ndarray, radius: float | int, size: int) -> np.ndarray:
-    """Whether each pixel's centre is inside a ball; ball by ball, to bound memory."""
+    """Whether each pixel's centre is inside a ball; some films at a time and ball by ball, to bound memory."""
     centres = (np.arange(size) + 0.5) * BOX / size
     films, time, balls, _ = position.shape
     frames = np.zeros((films, time, size, size), np.uint8)
-    for ball in range(balls):
-        x, y = (position[:, :, ball, axis, None] for axis in (0, 1))
-        across, down = (centres - x) ** 2, (centres - y) ** 2
-        frames |= down[..., :, None] + across[..., None, :] <= radius**2
+    at_once = max(1, PIXELS // (time * size * size))
+    for begin in range(0, films, at_once):
+        part = slice(begin, begin + at_once)
+        for ball in range(balls):
+            across, down = (((centres - position[part, :, ball, axis, None]) ** 2) for axis in (0, 1))
+            frames[part] |= down[..., :, None] + across[..., None, :] <= radius**2
     return frames
