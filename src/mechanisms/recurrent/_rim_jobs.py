@@ -134,7 +134,7 @@ class Plan(NamedTuple):
     """
 
     shapes: tuple[LayerShape, ...]
-    masks: tuple[tuple[Tensor | None, Tensor | None], ...]
+    masks: tuple[tuple[Tensor | None, ...], ...]
     lengths: Tensor | None
 
 
