@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING
 from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mechanisms.recurrent.agent_callback import FastSlowCallback as FastSlowCallback
+    from mechanisms.recurrent.agent_core import SB3Core as SB3Core
+    from mechanisms.recurrent.agent_core import make_cell as make_cell
+    from mechanisms.recurrent.agent_encoders import BabyAIEncoder as BabyAIEncoder
+    from mechanisms.recurrent.agent_encoders import MlpEncoder as MlpEncoder
+    from mechanisms.recurrent.agent_env import SB3VecEnv as SB3VecEnv
+    from mechanisms.recurrent.agent_policy import RecurrentPolicy as RecurrentPolicy
+    from mechanisms.recurrent.agent_policy import unit_rows_ as unit_rows_
+    from mechanisms.recurrent.agent_saving import load_agent as load_agent
+    from mechanisms.recurrent.agent_saving import save_agent as save_agent
     from mechanisms.recurrent.agents import pack_state as pack_state
     from mechanisms.recurrent.agents import unpack_state as unpack_state
     from mechanisms.recurrent.analysis import gradient_flow as gradient_flow
@@ -35,9 +45,15 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.densities import Likelihood as Likelihood
     from mechanisms.recurrent.densities import gaussian_kl as gaussian_kl
     from mechanisms.recurrent.densities import gaussian_nll as gaussian_nll
+    from mechanisms.recurrent.fast_slow_sets import check_split as check_split
+    from mechanisms.recurrent.fast_slow_sets import split_fast_slow as split_fast_slow
     from mechanisms.recurrent.grouped import GroupGRUCell as GroupGRUCell
     from mechanisms.recurrent.grouped import GroupLinear as GroupLinear
     from mechanisms.recurrent.grouped import GroupLSTMCell as GroupLSTMCell
+    from mechanisms.recurrent.meta_gradients import check_twice_differentiable as check_twice_differentiable
+    from mechanisms.recurrent.meta_gradients import maml_gradient as maml_gradient
+    from mechanisms.recurrent.meta_gradients import reptile_step as reptile_step
+    from mechanisms.recurrent.meta_rims import FastSlow as FastSlow
     from mechanisms.recurrent.module import Recurrent as Recurrent
     from mechanisms.recurrent.module_attention import CommunicationAttention as CommunicationAttention
     from mechanisms.recurrent.module_attention import InputAttention as InputAttention
@@ -94,6 +110,7 @@ if TYPE_CHECKING:
 
 _HOMES: dict[str, str] = {
     "BRIMCell": "brim_cell",
+    "BabyAIEncoder": "agent_encoders",
     "BatchNormLSTMCell": "batch_norm",
     "BatchNormLSTMState": "batch_norm",
     "BatchStatistics": "batch_norm",
@@ -101,6 +118,8 @@ _HOMES: dict[str, str] = {
     "CellContractError": "checks",
     "CommunicationAttention": "module_attention",
     "ConditionalNormLSTMCell": "conditional_norm",
+    "FastSlow": "meta_rims",
+    "FastSlowCallback": "agent_callback",
     "GRUCell": "cells",
     "GRUState": "cells",
     "GroupGRUCell": "grouped",
@@ -111,6 +130,7 @@ _HOMES: dict[str, str] = {
     "LSTMState": "cells",
     "Likelihood": "densities",
     "LinearSchedule": "schedules",
+    "MlpEncoder": "agent_encoders",
     "ModReLU": "cells",
     "Noise": "protocol",
     "RIMCell": "rim_cell",
@@ -121,6 +141,7 @@ _HOMES: dict[str, str] = {
     "RecallScores": "tasks",
     "Recurrent": "module",
     "RecurrentDropoutLSTMCell": "zoneout_baselines",
+    "RecurrentPolicy": "agent_policy",
     "RelLSTM": "relevancy_layers",
     "RelRNN": "relevancy_layers",
     "RelevancyInfo": "relevancy",
@@ -129,6 +150,8 @@ _HOMES: dict[str, str] = {
     "SABInfo": "backtracking",
     "SABLSTM": "backtracking_layers",
     "SABState": "backtracking",
+    "SB3Core": "agent_core",
+    "SB3VecEnv": "agent_env",
     "ScanResult": "scan",
     "SelfAttentiveCell": "self_attentive",
     "SelfAttentiveInfo": "self_attentive",
@@ -149,6 +172,8 @@ _HOMES: dict[str, str] = {
     "adding_task": "tasks",
     "cayley_init_": "rotations",
     "check_cell": "checks",
+    "check_split": "fast_slow_sets",
+    "check_twice_differentiable": "meta_gradients",
     "copying_task": "tasks",
     "denoise_task": "tasks",
     "detach": "states",
@@ -160,18 +185,25 @@ _HOMES: dict[str, str] = {
     "gaussian_nll": "densities",
     "gradient_flow": "analysis",
     "henaff_init_": "rotations",
+    "load_agent": "agent_saving",
+    "make_cell": "agent_core",
+    "maml_gradient": "meta_gradients",
     "norm_stabilizer": "zoneout_baselines",
     "pack_state": "agents",
     "pixel_permutation": "tasks",
     "recall_scores": "tasks",
+    "reptile_step": "meta_gradients",
     "reset": "states",
+    "save_agent": "agent_saving",
     "scan_chunks": "scan",
     "select": "states",
     "sequential_images": "tasks",
     "sparse_attention": "sparsifier",
+    "split_fast_slow": "fast_slow_sets",
     "state_from_dict": "states",
     "state_to_dict": "states",
     "to_torch_state": "states",
+    "unit_rows_": "agent_policy",
     "unpack_state": "agents",
     "weight_noise": "zoneout_baselines",
 }

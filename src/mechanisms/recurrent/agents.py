@@ -2,6 +2,9 @@
 
 Such buffers reset a state by multiplying it with zero. So what is packed is every leaf minus its initial value: zeros
 are the initial state, also where that is learned, or where an empty slot of a memory has the index -1.
+
+Everything for an agent of sb3-contrib's `RecurrentPPO` can be imported from here too; it needs the extra `rl`, and is
+loaded when it is first used.
 """
 
 from typing import Any
@@ -9,9 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechanisms._base.lazy import lazy_names
 from mechanisms.recurrent._doors import as_flags
 from mechanisms.recurrent._trees import first_tensor, per_row, shapes, tensors, tree_map
 from mechanisms.recurrent.states import State
+
+_HOMES = {
+    "BabyAIEncoder": "agent_encoders",
+    "FastSlowCallback": "agent_callback",
+    "MlpEncoder": "agent_encoders",
+    "RecurrentPolicy": "agent_policy",
+    "SB3Core": "agent_core",
+    "SB3VecEnv": "agent_env",
+    "load_agent": "agent_saving",
+    "make_cell": "agent_core",
+    "save_agent": "agent_saving",
+}
+__getattr__ = lazy_names("mechanisms.recurrent", _HOMES)
 
 
 def pack_state(cell: Any, state: State) -> Tensor:
