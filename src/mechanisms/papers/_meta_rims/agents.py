@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sb3_contrib import RecurrentPPO
-from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
+from mechanisms._base.extras import require
 from mechanisms._base.seeds import stream_seed
 from mechanisms.papers._meta_rims.training import streams
 from mechanisms.recurrent.agents import FastSlowCallback, RecurrentPolicy
 from mechanisms.recurrent.scan import scan
+
+RecurrentPPO: Any = require("sb3_contrib", "rl").RecurrentPPO
+Logger: Any = require("stable_baselines3.common.logger", "rl").Logger
 
 if TYPE_CHECKING:
     from mechanisms.lab import Bench
@@ -31,7 +33,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_agent(settings: Roles | Levels, variant: str, envs: Any, bench: Bench, **policy: Any) -> RecurrentPPO:
+def make_agent(settings: Roles | Levels, variant: str, envs: Any, bench: Bench, **policy: Any) -> Any:
     """An agent with fresh weights, which follow from the seed alone.
 
     Args:
@@ -90,7 +92,7 @@ def phases(inner_updates: int | float) -> FastSlowCallback:
 
 
 @torch.no_grad()
-def activity(model: RecurrentPPO, envs: Any, seed: int, steps: int = 64) -> dict[str, list[Any]]:
+def activity(model: Any, envs: Any, seed: int, steps: int = 64) -> dict[str, list[Any]]:
     """Which modules are active in greedy episodes.
 
     Returns:

@@ -40,12 +40,12 @@ def run_exact(settings: Exact, variant: str, bench: Bench) -> dict[str, Any]:
     }
 
 
+@roles.extras()
 def train(
     settings: Exact, mode: str, inner: int | float, bench: Bench
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], set[str]]:
     """A small agent's parameters before and after some updates, and which of them are slow."""
-    with roles.extras():
-        from mechanisms.papers._meta_rims import agents, training
+    from mechanisms.papers._meta_rims import agents, training
 
     small = roles.tiny(num_envs=settings.num_envs, steps=settings.steps, epochs=2, batch_size=32)
     envs = roles.rooms(small, "training", small.num_envs)

@@ -92,13 +92,13 @@ def tiny() -> Levels:
     )
 
 
+@extras()
 def run_levels(settings: Levels, variant: str, bench: Bench) -> dict[str, Any]:
     """Each pair with an agent of its own.
 
     Metrics are lists with one number for each pair; `transfer_windows` has twenty for each, one pair after the other.
     """
-    with extras():
-        from mechanisms.papers._meta_rims import training
+    from mechanisms.papers._meta_rims import training
 
     found: dict[str, list[float]] = {}
     for place in range(len(settings.pairs)):

@@ -60,14 +60,23 @@ class Roles:
     evaluation: int = 500
 
 
+@contextlib.contextmanager
+def extras() -> Generator[None]:
+    """Without the grid world or PPO a run is not run, as one without its data is."""
+    try:
+        yield
+    except MissingExtra as error:
+        raise NotHere(str(error)) from None
+
+
+@extras()
 def run_roles(settings: Roles, variant: str, bench: Bench) -> dict[str, Any]:
     """Train, change the task, go on.
 
     `..._sixths` are the success rates of six windows of updates with sampled actions, `..._auc` their mean, `final_...`
     those of fresh greedy episodes at the end of a phase.
     """
-    with extras():
-        from mechanisms.papers._meta_rims import agents
+    from mechanisms.papers._meta_rims import agents
 
     first = trained(settings, variant, bench)
     second, model = adapted(settings, variant, first, bench, settings.inner_updates, variant)
@@ -80,11 +89,9 @@ def run_roles(settings: Roles, variant: str, bench: Bench) -> dict[str, Any]:
     return found
 
 
+@extras()
 def run_adaptation(settings: Roles, variant: str, bench: Bench) -> dict[str, Any]:
     """The trained agent of `meta`, when all goes on, or every update goes to one set and the other stays as it is."""
-    with extras():
-        from mechanisms.papers._meta_rims import agents as agents
-
     inner = {"full": settings.inner_updates, "fast-only": math.inf, "slow-only": 0}[variant]
     second, _ = adapted(settings, "meta", trained(settings, "meta", bench), bench, inner, variant)
     log(settings, "transfer", second, bench)
@@ -193,15 +200,6 @@ def numbered(tree: Any, mark: str = "#") -> Any:
             for key, value in tree.items()
         }
     return [numbered(value, mark) for value in tree] if isinstance(tree, list) else tree
-
-
-@contextlib.contextmanager
-def extras() -> Generator[None]:
-    """Without the grid world or PPO a run is not run, as one without its data is."""
-    try:
-        yield
-    except MissingExtra as error:
-        raise NotHere(str(error)) from None
 
 
 def tiny(**changes: Any) -> Roles:
