@@ -56,6 +56,12 @@ def split_fast_slow(
         fast = list(groups["dynamics"])
         slow = [one for name in ATTENTION for one in groups[name]]
         extra = list(groups["other"])
+        if not slow:
+            raise TypeError(
+                f"{type(module).__name__} has recurrent cells but no attention among modules, which mode={mode!r} "
+                "tells apart from their dynamics; use a RIMCell, mode='meta_lstm' for LSTM cells, or two sets of your "
+                "own"
+            )
         if mode == "reversed":
             fast, slow = slow, fast
     (fast if fast_extra else slow).extend(extra)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from mechanisms._base.validation import check_number
 from mechanisms.recurrent._doors import check_whole
@@ -35,8 +36,7 @@ def maml_gradient(
     """The gradient of the query loss after `inner_steps` gradient steps of the fast parameters on the support loss.
 
     The losses are functions of two dictionaries of tensors; `torch.func.functional_call(module, {**fast, **slow}, ...)`
-    makes them of a module. They run under torch.func, where cells take their plain steps, which can be differentiated
-    twice.
+    makes them of a module. Cells take their plain steps in them, which can be differentiated twice.
 
     Args:
         support_loss_fn: `(fast, slow) -> loss` of the data that is adapted to.
@@ -70,20 +70,18 @@ def maml_gradient(
     check_whole(inner_steps, "inner_steps", at_least=0)
     if module is not None and not first_order:
         check_twice_differentiable(module)
-    own = {name: value.detach() for name, value in fast.items()}
-    shared = {name: value.detach() for name, value in slow.items()}
-
-    def adapted_loss(start: dict[str, Tensor], shared: dict[str, Tensor]) -> Tensor:
-        adapted = start
-        for _ in range(inner_steps):
-            gradient = torch.func.grad(support_loss_fn)(adapted, shared)
-            if first_order:
-                gradient = {name: value.detach() for name, value in gradient.items()}
-            adapted = {name: value - alpha * gradient[name] for name, value in adapted.items()}
-        return query_loss_fn(adapted, shared)
-
+    start = {name: value.detach().requires_grad_() for name, value in fast.items()}
+    shared = {name: value.detach().requires_grad_() for name, value in slow.items()}
     try:
-        fast_gradient, slow_gradient = torch.func.grad(adapted_loss, argnums=(0, 1))(own, shared)
+        # Inside a level of forward derivatives cells take their plain steps, where fused paths know first ones only.
+        with torch.enable_grad(), forward_ad.dual_level():
+            adapted = start
+            for step in range(inner_steps):
+                gradient = _gradient(support_loss_fn(adapted, shared), adapted, create_graph=not first_order)
+                if step == 0 and not first_order:
+                    _refuse_ends(gradient)
+                adapted = {name: value - alpha * gradient[name] for name, value in adapted.items()}
+            return _gradient(query_loss_fn(adapted, shared), {**shared, **start})
     except RuntimeError as error:
         if first_order or not inner_steps:
             raise
@@ -91,7 +89,28 @@ def maml_gradient(
             f"the gradient through the inner steps failed ({str(error).splitlines()[0]}); if the support loss cannot "
             "be differentiated twice, use first_order=True, or a network that can"
         ) from error
-    return {**slow_gradient, **fast_gradient}
+
+
+def _gradient(loss: Tensor, of: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(of.values()), create_graph=create_graph, materialize_grads=True)
+    return dict(zip(of, found, strict=True))
+
+
+def _refuse_ends(gradient: dict[str, Tensor]) -> None:
+    """A function that can be differentiated only once leaves a mark in the graph of its gradient.
+
+    torch raises when it comes upon the mark, but on the way to given inputs it never does: it would take the second
+    derivative for zero.
+    """
+    found = [value.grad_fn for value in gradient.values() if value.grad_fn is not None]
+    seen = set(found)
+    while found:
+        node = found.pop()
+        if node.name().rpartition("::")[2] in ("Error", "DelayedError", "NotImplemented"):
+            raise RuntimeError("a function in it says that its gradient cannot be differentiated")
+        fresh = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= fresh
+        found.extend(fresh)
 
 
 def check_twice_differentiable(module: nn.Module) -> None:
