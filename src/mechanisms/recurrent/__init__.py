@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.meta_gradients import reptile_step as reptile_step
     from mechanisms.recurrent.meta_rims import FastSlow as FastSlow
     from mechanisms.recurrent.module import Recurrent as Recurrent
+    from mechanisms.recurrent.module_activity import activation_vector as activation_vector
+    from mechanisms.recurrent.module_activity import held_fraction as held_fraction
+    from mechanisms.recurrent.module_activity import specialisation as specialisation
     from mechanisms.recurrent.module_attention import CommunicationAttention as CommunicationAttention
     from mechanisms.recurrent.module_attention import InputAttention as InputAttention
     from mechanisms.recurrent.protocol import Cell as Cell
@@ -67,6 +70,9 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.rim_cell import RIMCell as RIMCell
     from mechanisms.recurrent.rim_cell import RIMInfo as RIMInfo
     from mechanisms.recurrent.rim_cell import RIMState as RIMState
+    from mechanisms.recurrent.rim_layers import BRIM as BRIM
+    from mechanisms.recurrent.rim_layers import RIM as RIM
+    from mechanisms.recurrent.rim_reference import load_reference_state_dict as load_reference_state_dict
     from mechanisms.recurrent.rotations import cayley_init_ as cayley_init_
     from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
@@ -109,6 +115,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.zoneout_layers import ZoneoutRNNCell as ZoneoutRNNCell
 
 _HOMES: dict[str, str] = {
+    "BRIM": "rim_layers",
     "BRIMCell": "brim_cell",
     "BabyAIEncoder": "agent_encoders",
     "BatchNormLSTMCell": "batch_norm",
@@ -133,6 +140,7 @@ _HOMES: dict[str, str] = {
     "MlpEncoder": "agent_encoders",
     "ModReLU": "cells",
     "Noise": "protocol",
+    "RIM": "rim_layers",
     "RIMCell": "rim_cell",
     "RIMInfo": "rim_cell",
     "RIMState": "rim_cell",
@@ -169,6 +177,7 @@ _HOMES: dict[str, str] = {
     "ZoneoutLSTMCell": "zoneout_layers",
     "ZoneoutRNN": "zoneout_layers",
     "ZoneoutRNNCell": "zoneout_layers",
+    "activation_vector": "module_activity",
     "adding_task": "tasks",
     "cayley_init_": "rotations",
     "check_cell": "checks",
@@ -184,8 +193,10 @@ _HOMES: dict[str, str] = {
     "gaussian_kl": "densities",
     "gaussian_nll": "densities",
     "gradient_flow": "analysis",
+    "held_fraction": "module_activity",
     "henaff_init_": "rotations",
     "load_agent": "agent_saving",
+    "load_reference_state_dict": "rim_reference",
     "make_cell": "agent_core",
     "maml_gradient": "meta_gradients",
     "norm_stabilizer": "zoneout_baselines",
@@ -199,6 +210,7 @@ _HOMES: dict[str, str] = {
     "select": "states",
     "sequential_images": "tasks",
     "sparse_attention": "sparsifier",
+    "specialisation": "module_activity",
     "split_fast_slow": "fast_slow_sets",
     "state_from_dict": "states",
     "state_to_dict": "states",

@@ -8,6 +8,8 @@ the training. Bidirectional ones (BRIMs) have layers that also read what the lay
 - `RIMCell`, `BRIMCell`: cells for `scan`, `Recurrent`, agents and streams; `RIM`, `BRIM`: in place of `torch.nn.LSTM`.
 - `RIMState`, `RIMInfo`: what they carry, and what they record for pictures (`need_info=True`).
 - `GroupLinear`, `GroupLSTMCell`, `GroupGRUCell`, `InputAttention`, `CommunicationAttention`: the parts.
+- `activation_vector`, `specialisation`, `held_fraction`: which modules are at work, in numbers.
+- `load_reference_state_dict`: weights of the authors' code.
 - `parameter_groups`: which parameters are dynamics and which are attention.
 
 Goyal et al., ICLR 2021, arXiv 1909.10893; Mittal et al., ICML 2020, arXiv 2006.16981. The equations stand in
@@ -16,11 +18,16 @@ Goyal et al., ICLR 2021, arXiv 1909.10893; Mittal et al., ICML 2020, arXiv 2006.
 
 from mechanisms.recurrent.brim_cell import BRIMCell
 from mechanisms.recurrent.grouped import GroupGRUCell, GroupLinear, GroupLSTMCell
+from mechanisms.recurrent.module_activity import activation_vector, held_fraction, specialisation
 from mechanisms.recurrent.module_attention import CommunicationAttention, InputAttention
 from mechanisms.recurrent.parameter_groups import parameter_groups
 from mechanisms.recurrent.rim_cell import RIMCell, RIMInfo, RIMState
+from mechanisms.recurrent.rim_layers import BRIM, RIM
+from mechanisms.recurrent.rim_reference import load_reference_state_dict
 
 __all__ = [
+    "BRIM",
+    "RIM",
     "BRIMCell",
     "CommunicationAttention",
     "GroupGRUCell",
@@ -30,5 +37,9 @@ __all__ = [
     "RIMCell",
     "RIMInfo",
     "RIMState",
+    "activation_vector",
+    "held_fraction",
+    "load_reference_state_dict",
     "parameter_groups",
+    "specialisation",
 ]

@@ -4,7 +4,8 @@ Input attention lets each module look at the input slots and at a *null* slot, w
 zero vector and the maps have no biases, so its key and its value are zero whatever the matrices are:
 
     q[k] = h[k] W_q[k],   κ_s = x_s W_k,s,   v_s = x_s W_v,s,   e[k, i, s] = q[k, i] · κ_s[i] / √d_k,   e[k, i, 0] = 0
-    α[k, i] = softmax over slots of e[k, i],   read[k] = concat_i Σ_{s ≥ 1} α[k, i, s] v_s[i],   null[k] = mean_i α[k, i, 0]
+    α[k, i] = softmax over slots of e[k, i],   null[k] = mean_i α[k, i, 0]
+    read[k] = concat_i Σ_{s ≥ 1} α[k, i, s] v_s[i]
 
 The modules with the least null attention win. An input of zeros cannot be told from the null slot: raw binary pixels
 need an embedding (or a bias) before they get here.
@@ -58,6 +59,8 @@ def active_modules(null: Float[Tensor, "batch modules"], num_active: int) -> Boo
     >>> active_modules(torch.tensor([[0.5, 0.2, 0.5, 0.9]]), 2)
     tensor([[ True,  True, False, False]])
     """
+    if num_active == null.shape[-1]:
+        return torch.ones_like(null, dtype=torch.bool)
     order = torch.sort(null.detach(), dim=-1, stable=True).indices[..., :num_active]
     return torch.zeros_like(null, dtype=torch.bool).scatter(-1, order, True)
 

@@ -70,10 +70,9 @@ class RIMInfo(NamedTuple):
         alpha: input attention (batch, modules, heads, 1 + slots), the null slot first.
         comm: communication attention (batch, heads, modules, modules), or `None` without communication.
 
-    >>> info = RIMCell(3, 4, num_modules=6, num_active=2).step(
-    ...     RIMCell(3, 4, 6, 2).project(torch.ones(1, 3)), RIMCell(3, 4, 6, 2).initial_state(1), need_info=True
-    ... )[2]
-    >>> info.mask
+    >>> from mechanisms.recurrent.scan import scan
+    >>> output, state, info = scan(RIMCell(3, 4, num_modules=6, num_active=2), torch.ones(5, 1, 3), need_info=True)
+    >>> info.mask[0]  # at the first step all are alike, and the lower index wins
     tensor([[ True,  True, False, False, False, False]])
     """
 
@@ -142,7 +141,7 @@ class StepWeights(NamedTuple):
 
 
 class RIMCell(Cell):
-    """Recurrent independent mechanisms: `num_modules` modules of `hidden_size` units, `num_active` updated at each step.
+    """Recurrent independent mechanisms: modules of which the `num_active` that find most in the input are updated.
 
     `hidden_size` is the size of **one** module: the whole state has num_modules * hidden_size units, and that is the
     size of the output, module by module.
@@ -470,7 +469,7 @@ class RIMCell(Cell):
         return self._chosen(self.input_attention.scores(recurrent[..., rows:], projected.keys))
 
     def _chosen(self, scores: Tensor) -> Competition:
-        if torch.is_anomaly_enabled() and not torch.compiler.is_compiling() and bool(scores.isnan().any()):
+        if not torch.compiler.is_compiling() and torch.is_anomaly_enabled() and bool(scores.isnan().any()):
             raise ValueError(
                 "the scores of the input attention hold values that are no numbers, so that no module can be chosen; "
                 "look at the input, the state and the parameters"
