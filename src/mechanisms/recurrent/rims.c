@@ -1,0 +1,460 @@
+// Stacks of modular layers over whole sequences, forward and backward: attention to the input and to other layers with
+// an empty slot, competition, the modules' own LSTM or GRU, and attention between modules.
+//
+// Rows never meet, so threads take rows. Everything that is a product goes through `multiply`, the rows of one module
+// together; modules that lost take part only where their candidates are seen. Letters as in rims.h.
+
+#include "rims.h"
+
+#include <math.h>
+
+struct Space {
+    REAL *x, *z, *arrived, *dy;  // (B, H dv + d), (B, at least 4 d), (B, n, d), (B, K, Hc cv): rows of this call
+    int32_t *list;
+};
+
+static int64_t z_size(const struct Layer *l) {
+    const int64_t gather = l->comm ? talk_size(l) + l->size : 0, gates = 4 * l->size;
+    return gates > gather ? gates : gather;
+}
+
+// Numbers of `space` for each row.
+int64_t space_row(const struct Layer *l) {
+    return l->heads * l->value + l->size + z_size(l) + l->modules * l->size + l->active * l->comm_heads * l->comm_value;
+}
+
+static struct Space space_of(const struct Layer *l, const struct Stack *s) {
+    const int64_t first = s->cell.first_row, rows = s->cell.end_row - first;
+    struct Space space = {.x = l->space + first * space_row(l), .list = l->list + first};
+    space.z = space.x + rows * (l->heads * l->value + l->size);
+    space.arrived = space.z + rows * z_size(l);
+    space.dy = space.arrived + rows * l->modules * l->size;
+    return space;
+}
+
+// --- forward ---------------------------------------------------------------------------------------------------------
+
+// The K modules with the least attention to the empty slot; of equals the first, NaN last, as a stable sort has them.
+static void compete(const struct Layer *l, const REAL *null, uint8_t *mask, int32_t *chosen) {
+    const int64_t n = l->modules;
+    int32_t order[n];
+    for (int32_t k = 0; k < n; k++) {
+        int64_t at = k;
+        for (; at > 0; at--) {
+            const REAL before = null[order[at - 1]], here = null[k];
+            if (!(before > here || (before != before && here == here))) break;
+            order[at] = order[at - 1];
+        }
+        order[at] = k;
+    }
+    memset(mask, 0, (size_t)n);
+    for (int64_t r = 0; r < l->active; r++) mask[order[r]] = 1;
+    for (int64_t k = 0, r = 0; k < n; k++)
+        if (mask[k]) chosen[r++] = (int32_t)k;
+}
+
+// Scores, attention and competition of a row. Attention is kept as (slots, n H). Without keys all modules read all.
+static void attend(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b, const REAL *q, REAL *alpha,
+                   uint8_t *mask, int32_t *chosen) {
+    const int64_t H = l->heads, dk = l->key, all_heads = l->modules * H, wide = padded(all_heads);
+    if (!dk) {
+        for (int64_t i = 0; i < l->slots * all_heads; i++) alpha[i] = 1;
+        for (int32_t k = 0; k < l->modules; k++) mask[k] = 1, chosen[k] = k;
+        return;
+    }
+    const REAL scale = 1 / __builtin_sqrt((double)dk);
+    REAL e[2][wide], empty[wide], null[l->modules];
+    memset(e, 0, sizeof e);
+    for (int64_t slot = 0; slot < l->slots; slot++) {
+        const REAL *keys = keys_at(l, s, slot, t, b);
+        for (int64_t k = 0; k < l->modules; k++)
+            for (int64_t i = 0; i < H; i++) e[slot][k * H + i] = scale * dot(q + (k * H + i) * dk, keys + i * dk, dk);
+    }
+    VECTORS(u, all_heads) {
+        const vec a = load(e[0] + u, LANES), c = l->slots > 1 ? load(e[1] + u, LANES) : all(-LIMIT);
+        vec most = SELECT(a > 0, a, (vec){});
+        if (l->slots > 1) most = SELECT(c > most, c, most);
+        const vec none = exp_(-most), one = exp_(a - most), two = l->slots > 1 ? exp_(c - most) : (vec){};
+        const vec sum = none + one + two;
+        store(empty + u, none / sum, LANES);
+        store(alpha + u, one / sum, left(all_heads, u));
+        if (l->slots > 1) store(alpha + all_heads + u, two / sum, left(all_heads, u));
+    }
+    for (int64_t k = 0; k < l->modules; k++) {
+        null[k] = 0;
+        for (int64_t i = 0; i < H; i++) null[k] += empty[k * H + i];
+    }
+    compete(l, null, mask, chosen);
+}
+
+// What a module reads of a row: values by their attention, and dropout.
+static void read_values(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b, int64_t k,
+                        const REAL *alpha, REAL *out) {
+    const int64_t H = l->heads, dv = l->value, n = l->modules, at = ((t * s->cell.batch + b) * n + k) * H * dv;
+    const REAL *first = keys_at(l, s, 0, t, b) + H * l->key;
+    const REAL *second = l->slots > 1 ? keys_at(l, s, 1, t, b) + H * l->key : NULL;
+    for (int64_t i = 0; i < H; i++) {
+        const REAL one = alpha[k * H + i], two = second ? alpha[(n + k) * H + i] : 0;
+        VECTORS(u, dv) {
+            const int some = left(dv, u);
+            const int64_t v = i * dv + u;
+            vec a = one * load(first + v, some);
+            if (second) a += two * load(second + v, some);
+            store(out + v, a * dropped(l->read_mask, at + v, l->read_scale, some), some);
+        }
+    }
+}
+
+// From the sums of the gates to their values (in place), the candidate and, where the module won, its new memory.
+static void candidate(const struct Layer *l, REAL *z, const REAL *h, const REAL *c, REAL *u, REAL *c_new, int won) {
+    const int64_t d = l->size;
+    VECTORS(j, d) {
+        const int n = left(d, j);
+        const vec a = load(z + j, n), b = load(z + d + j, n), g = load(z + 2 * d + j, n), o = load(z + 3 * d + j, n);
+        if (l->gru) {
+            const vec r = sigmoid(a), keep = sigmoid(b), fresh = tanh_(g + r * o);
+            store(z + j, r, n), store(z + d + j, keep, n), store(z + 2 * d + j, fresh, n);
+            store(u + j, (1 - keep) * fresh + keep * load(h + j, n), n);
+            continue;
+        }
+        const vec in = sigmoid(a), forget = sigmoid(b), cell = tanh_(g), out = sigmoid(o);
+        const vec memory = forget * load(c + j, n) + in * cell;
+        store(z + j, in, n), store(z + d + j, forget, n), store(z + 2 * d + j, cell, n), store(z + 3 * d + j, out, n);
+        store(u + j, out * tanh_(memory), n);
+        if (won) store(c_new + j, memory, n);
+    }
+}
+
+// Attention of the active modules of a row over all modules: y (K, Hc cv).
+static void talk(const struct Layer *l, const REAL *qkv, const int32_t *chosen, REAL *share, REAL *y) {
+    const int64_t n = l->modules, heads = l->comm_heads, ck = l->comm_key, cv = l->comm_value, row = talk_size(l);
+    const int64_t wide = padded(n);
+    const REAL scale = 1 / __builtin_sqrt((double)ck);
+    REAL e[wide];
+    for (int64_t r = 0; r < l->active; r++)
+        for (int64_t i = 0; i < heads; i++) {
+            const REAL *query = qkv + chosen[r] * row + i * ck, *keys = qkv + heads * ck + i * ck;
+            const REAL *values = qkv + 2 * heads * ck + i * cv;
+            REAL most = -INFINITY, sum = 0;
+            for (int64_t j = 0; j < wide; j++) e[j] = -1e30f;
+            for (int64_t j = 0; j < n; j++) {
+                e[j] = scale * dot(query, keys + j * row, ck);
+                if (!(e[j] <= most)) most = e[j];
+            }
+            VECTORS(j, wide) store(e + j, exp_(load(e + j, LANES) - most), LANES);
+            for (int64_t j = 0; j < n; j++) sum += e[j];
+            REAL *a = share + (r * heads + i) * n, *out = y + (r * heads + i) * cv;
+            for (int64_t j = 0; j < n; j++) a[j] = e[j] / sum;
+            VECTORS(v, cv) {
+                vec read = {};
+                for (int64_t j = 0; j < n; j++) read += a[j] * load(values + j * row + v, left(cv, v));
+                store(out + v, read, left(cv, v));
+            }
+        }
+}
+
+// What the others have told an active module, gated: p holds tanh beside sigmoid afterwards.
+static void listen(const struct Layer *l, REAL *p, const uint8_t *mask, const REAL *u, REAL *h) {
+    const int64_t d = l->size;
+    VECTORS(j, d) {
+        const int n = left(d, j);
+        const vec told = tanh_(load(p + j, n) * dropped(mask, j, l->comm_scale, n)), gate = sigmoid(load(p + d + j, n));
+        store(p + j, told, n), store(p + d + j, gate, n);
+        store(h + j, load(u + j, n) + gate * told, n);
+    }
+}
+
+static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
+    const struct Layer *l = &s->layers[layer];
+    const struct Sequence *cell = &s->cell;
+    const int64_t n = l->modules, d = l->size, K = l->active, H = l->heads, B = cell->batch, row = n * d;
+    const int64_t read = H * l->value, fed = read + d, first = cell->first_row, rows = cell->end_row - first;
+    const int64_t told = l->comm_heads * l->comm_value, talks = talk_size(l), at = kept(l, t) * B;
+    const struct Space space = space_of(l, s);
+    for (int64_t i = 0; i < l->slots; i++) {
+        const struct Slot *slot = &l->slot[i];
+        if (slot->source >= 0)
+            multiply(rows, read_state(s, layer, slot, t, first), slot->size, slot->weight, slot->size, kv_size(l),
+                     keys_at(l, s, i, t, first), kv_size(l), NULL, 0);
+    }
+    REAL *q = l->q + at * n * H * l->key, *alpha = l->alpha + at * l->slots * n * H;
+    uint8_t *mask = l->mask + at * n;
+    int32_t *chosen = l->chosen + at * K;
+    for (int64_t k = 0; k < n; k++)
+        multiply(rows, h_before(l, s, t, first) + k * d, row, l->query + k * d * padded(H * l->key), d, H * l->key,
+                 q + (first * n + k) * H * l->key, n * H * l->key, NULL, 0);
+    for (int64_t b = first; b < cell->end_row; b++) {
+        attend(l, s, t, b, q + b * n * H * l->key, alpha + b * l->slots * n * H, mask + b * n, chosen + b * K);
+        if (t >= length(cell, b)) {  // a row that has ended: nobody moves
+            memset(mask + b * n, 0, (size_t)n);
+            for (int64_t r = 0; r < K; r++) chosen[b * K + r] = -1;
+        }
+    }
+    REAL *u = l->u + at * row, *c = l->gru ? NULL : l->c + at * row, *h = l->h + t * B * row;
+    for (int64_t k = 0; k < n; k++) {
+        int64_t some = 0;
+        for (int64_t b = first; b < cell->end_row; b++) {
+            const REAL *old = h_before(l, s, t, b) + k * d;
+            if (!mask[b * n + k]) {
+                memcpy(h + b * row + k * d, old, (size_t)d * sizeof(REAL));
+                if (c && (l->keep || !t)) memcpy(c + b * row + k * d, c_before(l, s, t, b) + k * d, (size_t)d * sizeof(REAL));
+                if (l->held || !l->comm) {
+                    if (l->comm) memcpy(u + b * row + k * d, old, (size_t)d * sizeof(REAL));
+                    continue;
+                }
+            }
+            REAL *x = space.x + some * fed;
+            read_values(l, s, t, b, k, alpha + b * l->slots * n * H, x);
+            memcpy(x + read, old, (size_t)d * sizeof(REAL));
+            space.list[some++] = (int32_t)b;
+        }
+        multiply(some, space.x, fed, l->gates + k * fed * padded(4 * d), fed, 4 * d, space.z, 4 * d,
+                 l->bias + k * 4 * d, 0);
+        for (int64_t i = 0; i < some; i++) {
+            const int64_t b = space.list[i], own = b * row + k * d;
+            REAL *z = space.z + i * 4 * d;
+            candidate(l, z, h_before(l, s, t, b) + k * d, c ? c_before(l, s, t, b) + k * d : NULL, u + own,
+                      c ? c + own : NULL, mask[b * n + k]);
+            if (l->keep) memcpy(l->z + ((at + b) * n + k) * 4 * d, z, (size_t)(4 * d) * sizeof(REAL));
+        }
+    }
+    if (!l->comm) {
+        for (int64_t b = first; b < cell->end_row; b++)
+            for (int64_t k = 0; k < n; k++)
+                if (mask[b * n + k]) memcpy(h + b * row + k * d, u + b * row + k * d, (size_t)d * sizeof(REAL));
+        return;
+    }
+    REAL *qkv = l->qkv + at * n * talks, *share = l->share + at * K * l->comm_heads * n;
+    REAL *y = l->y + at * K * told, *p = l->p + at * K * 2 * d;
+    for (int64_t k = 0; k < n; k++)
+        multiply(rows, u + first * row + k * d, row, l->talk + k * d * padded(talks), d, talks,
+                 qkv + (first * n + k) * talks, n * talks, NULL, 0);
+    for (int64_t b = first; b < cell->end_row; b++)
+        if (chosen[b * K] < 0) memset(y + b * K * told, 0, (size_t)(K * told) * sizeof(REAL));
+        else talk(l, qkv + b * n * talks, chosen + b * K, share + b * K * l->comm_heads * n, y + b * K * told);
+    multiply(rows * K, y + first * K * told, told, l->delta, told, 2 * d, p + first * K * 2 * d, 2 * d, l->delta_bias, 0);
+    for (int64_t b = first; b < cell->end_row; b++)
+        for (int64_t r = 0; r < K && chosen[b * K] >= 0; r++) {
+            const int64_t own = b * row + chosen[b * K + r] * d;
+            listen(l, p + (b * K + r) * 2 * d, l->comm_mask ? l->comm_mask + t * B * row + own : NULL, u + own, h + own);
+        }
+}
+
+void stack_forward(const struct Stack *s) {
+    for (int64_t t = 0; t < s->cell.steps; t++)
+        for (int64_t layer = 0; layer < s->count; layer++) layer_forward(s, layer, t);
+}
+
+// --- backward --------------------------------------------------------------------------------------------------------
+
+// Gradients of a row's queries, keys and values of the communication.
+static void talk_back(const struct Layer *l, const REAL *qkv, const int32_t *chosen, const REAL *share, const REAL *dy,
+                      REAL *dqkv) {
+    const int64_t n = l->modules, heads = l->comm_heads, ck = l->comm_key, cv = l->comm_value, row = talk_size(l);
+    const REAL scale = 1 / __builtin_sqrt((double)ck);
+    REAL e[n];
+    for (int64_t r = 0; r < l->active; r++)
+        for (int64_t i = 0; i < heads; i++) {
+            const int64_t query = chosen[r] * row + i * ck, keys = heads * ck + i * ck, values = 2 * heads * ck + i * cv;
+            const REAL *a = share + (r * heads + i) * n, *told = dy + (r * heads + i) * cv;
+            REAL mean = 0;
+            for (int64_t j = 0; j < n; j++) {
+                e[j] = dot(told, qkv + values + j * row, cv);
+                mean += a[j] * e[j];
+                add_scaled(dqkv + values + j * row, a[j], told, cv);
+            }
+            for (int64_t j = 0; j < n; j++) e[j] = scale * a[j] * (e[j] - mean);
+            VECTORS(v, ck) {
+                const int some = left(ck, v);
+                const vec q = load(qkv + query + v, some);
+                vec dq = load(dqkv + query + v, some);
+                for (int64_t j = 0; j < n; j++) {
+                    REAL *dkey = dqkv + keys + j * row + v;
+                    dq += e[j] * load(qkv + keys + j * row + v, some);
+                    store(dkey, load(dkey, some) + e[j] * q, some);
+                }
+                store(dqkv + query + v, dq, some);
+            }
+        }
+}
+
+// From the gradients of a candidate and its memory to those of its gates; dc becomes that of the old memory, dh takes
+// what a GRU hands on.
+static void candidate_back(const struct Layer *l, const REAL *z, const REAL *h, const REAL *c, const REAL *arrived,
+                           REAL *dz, REAL *dh, REAL *dc, int won) {
+    const int64_t d = l->size;
+    VECTORS(j, d) {
+        const int n = left(d, j);
+        const vec e = load(arrived + j, n);
+        const vec a = load(z + j, n), b = load(z + d + j, n), g = load(z + 2 * d + j, n), o = load(z + 3 * d + j, n);
+        const vec held = won ? (vec){} : load(dh + j, n);
+        if (l->gru) {
+            const vec dfresh = e * (1 - b) * (1 - g * g);
+            store(dz + j, dfresh * o * a * (1 - a), n), store(dz + d + j, e * (load(h + j, n) - g) * b * (1 - b), n);
+            store(dz + 2 * d + j, dfresh, n), store(dz + 3 * d + j, dfresh * a, n);
+            store(dh + j, held + e * b, n);
+            continue;
+        }
+        const vec old = load(c + j, n), th = tanh_(b * old + a * g), later = load(dc + j, n);
+        const vec dmemory = (won ? later : (vec){}) + e * o * (1 - th * th);
+        store(dz + j, dmemory * g * a * (1 - a), n), store(dz + d + j, dmemory * old * b * (1 - b), n);
+        store(dz + 2 * d + j, dmemory * a * (1 - g * g), n), store(dz + 3 * d + j, e * th * o * (1 - o), n);
+        store(dh + j, held, n);
+        store(dc + j, (won ? (vec){} : later) + dmemory * b, n);
+    }
+}
+
+// From the gradient of what a module read (it is overwritten) to those of its query, and of the slots.
+static void attend_back(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b, int64_t k, const REAL *q,
+                        const REAL *alpha, REAL *d_read, REAL *dq) {
+    const int64_t H = l->heads, dk = l->key, dv = l->value, n = l->modules, B = s->cell.batch;
+    const int64_t at = ((t * B + b) * n + k) * H * dv;
+    const REAL scale = dk ? 1 / __builtin_sqrt((double)dk) : 0;
+    const REAL *kv[2];
+    REAL *grad[2];
+    for (int64_t slot = 0; slot < l->slots; slot++) {
+        kv[slot] = keys_at(l, s, slot, t, b);
+        grad[slot] = l->slot[slot].grad + (t * B + b) * kv_size(l);
+    }
+    for (int64_t i = 0; i < H; i++) {
+        REAL e[2] = {0, 0}, mean = 0;
+        vec sum[2] = {{}, {}};
+        VECTORS(u, dv) {
+            const int some = left(dv, u);
+            const int64_t v = H * dk + i * dv + u;
+            const vec g = load(d_read + i * dv + u, some) * dropped(l->read_mask, at + i * dv + u, l->read_scale, some);
+            for (int64_t slot = 0; slot < l->slots; slot++) {
+                sum[slot] += g * load(kv[slot] + v, some);
+                store(grad[slot] + v, load(grad[slot] + v, some) + alpha[(slot * n + k) * H + i] * g, some);
+            }
+        }
+        for (int64_t slot = 0; slot < l->slots; slot++) {
+            e[slot] = total(sum[slot]);
+            mean += alpha[(slot * n + k) * H + i] * e[slot];
+        }
+        for (int64_t slot = 0; slot < l->slots; slot++) e[slot] = scale * alpha[(slot * n + k) * H + i] * (e[slot] - mean);
+        VECTORS(u, dk) {
+            const int some = left(dk, u);
+            const vec query = load(q + i * dk + u, some);
+            vec back = {};
+            for (int64_t slot = 0; slot < l->slots; slot++) {
+                REAL *dkey = grad[slot] + i * dk + u;
+                back += e[slot] * load(kv[slot] + i * dk + u, some);
+                store(dkey, load(dkey, some) + e[slot] * query, some);
+            }
+            store(dq + i * dk + u, back, some);
+        }
+    }
+}
+
+// What the communication hands back to the candidates, in `arrived`; the state that losers show others takes its own.
+static void talking_back(const struct Stack *s, const struct Layer *l, const struct Space *space, int64_t t) {
+    const struct Sequence *cell = &s->cell;
+    const int64_t n = l->modules, d = l->size, K = l->active, B = cell->batch, row = n * d, first = cell->first_row;
+    const int64_t rows = cell->end_row - first, told = l->comm_heads * l->comm_value, talks = talk_size(l);
+    const int64_t at = t * B, here = (t - cell->begin) * B;
+    const uint8_t *mask = l->mask + at * n;
+    const int32_t *chosen = l->chosen + at * K;
+    REAL *dp = l->dp + here * K * 2 * d, *dqkv = l->dqkv + here * n * talks;
+    for (int64_t b = first; b < cell->end_row; b++)
+        for (int64_t r = 0; r < K; r++) {
+            REAL *out = dp + (b * K + r) * 2 * d;
+            if (chosen[b * K] < 0) {
+                memset(out, 0, (size_t)(2 * d) * sizeof(REAL));
+                continue;
+            }
+            const int64_t own = b * row + chosen[b * K + r] * d;
+            const REAL *p = l->p + ((at + b) * K + r) * 2 * d;
+            VECTORS(j, d) {
+                const int some = left(d, j);
+                const vec e = load(l->dh + own + j, some), th = load(p + j, some), gate = load(p + d + j, some);
+                store(out + j, e * gate * (1 - th * th) * dropped(l->comm_mask, at * row + own + j, l->comm_scale, some), some);
+                store(out + d + j, e * th * gate * (1 - gate), some);
+            }
+        }
+    multiply(rows * K, dp + first * K * 2 * d, 2 * d, l->delta_back, 2 * d, told, space->dy, told, NULL, 0);
+    memset(dqkv + first * n * talks, 0, (size_t)(rows * n * talks) * sizeof(REAL));
+    for (int64_t b = first; b < cell->end_row; b++)
+        if (chosen[b * K] >= 0)
+            talk_back(l, l->qkv + (at + b) * n * talks, chosen + b * K, l->share + (at + b) * K * l->comm_heads * n,
+                      space->dy + (b - first) * K * told, dqkv + b * n * talks);
+    for (int64_t k = 0; k < n; k++) {
+        int64_t some = 0;
+        REAL *gathered = space->z, *back = space->z + rows * talks;
+        for (int64_t b = first; b < cell->end_row; b++)
+            if (mask[b * n + k] || l->held || !l->blocked) {
+                memcpy(gathered + some * talks, dqkv + (b * n + k) * talks, (size_t)talks * sizeof(REAL));
+                space->list[some++] = (int32_t)b;
+            }
+        multiply(some, gathered, talks, l->talk_back + k * talks * padded(d), talks, d, back, d, NULL, 0);
+        for (int64_t i = 0; i < some; i++) {
+            const int64_t b = space->list[i];
+            REAL *arrived = space->arrived + (b - first) * row + k * d, *dh = l->dh + b * row + k * d;
+            if (mask[b * n + k]) memcpy(arrived, dh, (size_t)d * sizeof(REAL));
+            else if (l->held) arrived = dh;
+            else memset(arrived, 0, (size_t)d * sizeof(REAL));
+            add_scaled(arrived, 1, back + i * d, d);
+        }
+    }
+}
+
+static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
+    const struct Layer *l = &s->layers[layer];
+    const struct Sequence *cell = &s->cell;
+    const int64_t n = l->modules, d = l->size, H = l->heads, B = cell->batch, row = n * d, first = cell->first_row;
+    const int64_t rows = cell->end_row - first, read = H * l->value, fed = read + d, at = t * B, keys = H * l->key;
+    const struct Space space = space_of(l, s);
+    const uint8_t *mask = l->mask + at * n;
+    const int lost_too = l->comm && !l->held && !l->blocked;  // candidates that lost have gradients
+    if (l->comm) talking_back(s, l, &space, t);
+    for (int64_t i = 0; i < l->slots; i++)
+        memset(l->slot[i].grad + (at + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
+    for (int64_t k = 0; k < n; k++) {
+        const int64_t start = (k * B + first) * l->span + l->count[first * n + k];
+        REAL *dz = l->dz + start * 4 * d, *dq = l->dq + start * keys;
+        int64_t some = 0;
+        for (int64_t b = first; b < cell->end_row; b++) {
+            const int won = mask[b * n + k];
+            if (!won && !lost_too) continue;
+            const int64_t own = b * row + k * d;
+            const REAL *h = h_before(l, s, t, b) + k * d;
+            candidate_back(l, l->z + ((at + b) * n + k) * 4 * d, h, l->gru ? NULL : c_before(l, s, t, b) + k * d,
+                           l->comm ? space.arrived + (b - first) * row + k * d : l->dh + own, dz + some * 4 * d,
+                           l->dh + own, l->gru ? NULL : l->dc + own, won);
+            if (l->rows_wanted) {
+                REAL *x = l->rows + (start + some) * fed;
+                read_values(l, s, t, b, k, l->alpha + (at + b) * l->slots * n * H, x);
+                memcpy(x + read, h, (size_t)d * sizeof(REAL));
+            }
+            space.list[some++] = (int32_t)b;
+        }
+        multiply(some, dz, 4 * d, l->gates_back + k * 4 * d * padded(fed), 4 * d, fed, space.x, fed, NULL, 0);
+        for (int64_t i = 0; i < some; i++) {
+            const int64_t b = space.list[i];
+            attend_back(l, s, t, b, k, l->q + ((at + b) * n + k) * keys, l->alpha + (at + b) * l->slots * n * H,
+                        space.x + i * fed, dq + i * keys);
+        }
+        multiply(some, dq, keys, l->query_back + k * keys * padded(d), keys, d, space.x + read, fed, NULL, 1);
+        for (int64_t i = 0; i < some; i++)
+            add_scaled(l->dh + space.list[i] * row + k * d, 1, space.x + i * fed + read, d);
+        l->count[first * n + k] += some;
+    }
+    for (int64_t i = 0; i < l->slots; i++) {
+        const struct Slot *slot = &l->slot[i];
+        if (slot->source >= 0)
+            multiply(rows, slot->grad + (at + first) * kv_size(l), kv_size(l), slot->back, kv_size(l), slot->size,
+                     s->layers[slot->source].dh + first * slot->size, slot->size, NULL, 1);
+    }
+}
+
+// From the last of these steps to the first, layers from the top: the state of a layer is read by that above at the same
+// step, by that below at the next.
+void stack_backward(const struct Stack *s) {
+    const struct Layer *top = &s->layers[s->count - 1];
+    const int64_t row = top->modules * top->size, first = s->cell.first_row, rows = s->cell.end_row - first;
+    for (int64_t t = s->cell.end - 1; t >= s->cell.begin; t--) {
+        if (s->cell.grad_out)
+            add_scaled(top->dh + first * row, 1, s->cell.grad_out + (t * s->cell.batch + first) * row, rows * row);
+        for (int64_t layer = s->count - 1; layer >= 0; layer--) layer_backward(s, layer, t);
+    }
+}

@@ -1,0 +1,134 @@
+// What the kernels of modular layers share: their structs, packed matrices, and products of rows with these.
+//
+// Letters: T steps, B rows, n modules of d units, K of them active; H input heads with keys of dk and values of dv
+// numbers; Hc heads of the communication, with keys of ck and values of cv numbers. All matrices act on the right.
+
+#include "gates.h"
+
+// What a layer attends to: keys (H dk numbers) beside values (H dv).
+struct Slot {
+    int64_t source, size;        // a layer, or -1 for the input; numbers in a row of that layer's state
+    const REAL *weight, *back;   // of a layer's state: packed (size, keys and values), and its transpose
+    REAL *kv, *grad;             // (T, B, keys and values); of a layer's state, one step when nothing is kept
+};
+
+struct Layer {
+    int64_t modules, size, active, heads, key, value, slots, gru;  // n, d, K, H, dk, dv
+    int64_t comm, comm_heads, comm_key, comm_value;                // comm: whether modules communicate; Hc, ck, cv
+    int64_t held, blocked;       // others see the old state of a module that lost; no gradient reaches its candidate
+    int64_t keep;                // whether all steps are kept for the backward pass
+    double read_scale, comm_scale;                                 // of what dropout keeps
+    struct Slot slot[2];
+    const REAL *query, *gates, *talk, *delta;                      // packed: n (d, H dk), n (H dv + d, 4 d),
+    const REAL *query_back, *gates_back, *talk_back, *delta_back;  // n (d, Hc (2 ck + cv)), (Hc cv, 2 d); transposes
+    const REAL *bias, *delta_bias;                                 // (n, 4 d), (2 d)
+    const uint8_t *read_mask, *comm_mask;                          // (T, B, n, H dv), (T, B, n, d), or NULL
+    const REAL *h0, *c0;         // (B, n, d)
+    REAL *h, *c;                 // (T, B, n, d); c of one step when nothing is kept
+    // Kept for the backward pass, (T, B, ...), or of one step.
+    REAL *q, *alpha, *z, *u;     // (n, H dk), (slots, n H), (n, 4 d), (n, d)
+    REAL *qkv, *share, *y, *p;   // (n, Hc (2 ck + cv)), (K, Hc, n), (K, Hc cv), (K, 2 d)
+    uint8_t *mask;               // (n)
+    int32_t *chosen;             // (K), -1 in rows that have ended
+    // Space, and gradients.
+    REAL *space;
+    int32_t *list;               // (B)
+    REAL *dh, *dc;               // (B, n, d): gradients of the state, in and out
+    int64_t span, rows_wanted;   // steps that the following have room for; whether `rows` is to be filled
+    REAL *rows, *dz, *dq;        // compact, for each module: what entered its gates, the gates' and queries' gradients
+    int64_t *count;              // (B, n): how many rows each module has there, at the first row of the call
+    REAL *dqkv, *dp;             // (span, B, n, ...), (span, B, K, 2 d)
+};
+
+struct Stack {
+    struct Sequence cell;        // of it: steps, batch, the rows and the steps of this call, lengths, grad_out
+    int64_t count;
+    const struct Layer *layers;
+};
+
+// Modules' matrices as panels (k, up to 4 * LANES columns), zeros behind the last column; element (m, i, j) at strides.
+void pack_modules(const REAL *w, int64_t modules, int64_t k, int64_t columns, int64_t apart, int64_t row,
+                  int64_t column, REAL *packed) {
+    for (int64_t m = 0; m < modules; m++, w += apart)
+        for (int64_t u = 0; u < columns; u += 4 * LANES) {
+            const int64_t n = columns - u < 4 * LANES ? columns - u : 4 * LANES, width = (n + LANES - 1) / LANES * LANES;
+            if (column == 1)
+                for (int64_t j = 0; j < k; j++) {
+                    memcpy(packed + j * width, w + j * row + u, (size_t)n * sizeof(REAL));
+                    memset(packed + j * width + n, 0, (size_t)(width - n) * sizeof(REAL));
+                }
+            else
+                for (int64_t j0 = 0; j0 < k; j0 += 16)  // short runs, so that what is read stays in the first cache
+                    for (int64_t l = 0; l < width; l++)
+                        for (int64_t j = j0; j < k && j < j0 + 16; j++)
+                            packed[j * width + l] = l < n ? w[j * row + (u + l) * column] : 0;
+            packed += k * width;
+        }
+}
+
+INLINE int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+INLINE int left(int64_t size, int64_t u) { return size - u < LANES ? (int)(size - u) : LANES; }
+#define VECTORS(u, size) for (int64_t u = 0; u < (size); u += LANES)
+
+// out = start + a w for some rows; start is a vector for all rows, or what is in `out` already, or zero.
+static void multiply(int64_t rows, const REAL *a, int64_t a_row, const REAL *w, int64_t k, int64_t columns, REAL *out,
+                     int64_t out_row, const REAL *start, int add) {
+    for (int64_t u = 0; u < columns; u += 4 * LANES) {
+        const int count = columns - u < 4 * LANES ? (int)((columns - u + LANES - 1) / LANES) : 4;
+        const int last = left(columns, u + (count - 1) * LANES);
+        for (int64_t row = 0, some; row < rows; row += some) {
+            const int64_t blocks = (rows - row + BLOCK - 1) / BLOCK;
+            some = (rows - row + blocks - 1) / blocks;
+            vec sum[BLOCK][4];
+            for (int r = 0; r < some; r++)
+                for (int v = 0; v < count; v++) {
+                    const int n = v == count - 1 ? last : LANES;
+                    const int64_t at = u + v * LANES;
+                    sum[r][v] = add ? load(out + (row + r) * out_row + at, n) : start ? load(start + at, n) : (vec){};
+                }
+            product((int)some, count, sum, count - 1, a + row * a_row, a_row, w + u * k, k);
+            for (int r = 0; r < some; r++)
+                for (int v = 0; v < count; v++)
+                    store(out + (row + r) * out_row + u + v * LANES, sum[r][v], v == count - 1 ? last : LANES);
+        }
+    }
+}
+
+INLINE REAL dot(const REAL *a, const REAL *b, int64_t size) {
+    vec sum = {};
+    VECTORS(u, size) sum += load(a + u, left(size, u)) * load(b + u, left(size, u));
+    return total(sum);
+}
+
+INLINE void add_scaled(REAL *out, REAL scale, const REAL *a, int64_t size) {
+    VECTORS(u, size) {
+        const int n = left(size, u);
+        store(out + u, load(out + u, n) + scale * load(a + u, n), n);
+    }
+}
+
+INLINE vec dropped(const uint8_t *mask, int64_t at, double scale, int n) {
+    return mask ? load_flags(mask + at, n) * (REAL)scale : all(1);
+}
+
+// Where a step is kept.
+INLINE int64_t kept(const struct Layer *l, int64_t t) { return l->keep ? t : 0; }
+INLINE int64_t kv_size(const struct Layer *l) { return l->heads * (l->key + l->value); }
+INLINE int64_t talk_size(const struct Layer *l) { return l->comm_heads * (2 * l->comm_key + l->comm_value); }
+INLINE REAL *keys_at(const struct Layer *l, const struct Stack *s, int64_t slot, int64_t t, int64_t b) {
+    const struct Slot *one = &l->slot[slot];
+    return one->kv + ((one->source < 0 ? t : kept(l, t)) * s->cell.batch + b) * kv_size(l);
+}
+INLINE const REAL *h_before(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b) {
+    const int64_t row = l->modules * l->size;
+    return t ? l->h + ((t - 1) * s->cell.batch + b) * row : l->h0 + b * row;
+}
+INLINE const REAL *c_before(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b) {
+    const int64_t row = l->modules * l->size;
+    return t ? l->c + (kept(l, t - 1) * s->cell.batch + b) * row : l->c0 + b * row;
+}
+// What a slot that is a layer's state reads at a step: the new state of a layer below, the old one of a layer above.
+INLINE const REAL *read_state(const struct Stack *s, int64_t layer, const struct Slot *slot, int64_t t, int64_t b) {
+    const struct Layer *other = &s->layers[slot->source];
+    return slot->source < layer ? other->h + (t * s->cell.batch + b) * slot->size : h_before(other, s, t, b);
+}
