@@ -72,7 +72,7 @@ class SB3VecEnv(VecEnv):
         if any(not name.startswith("_") for name in whole):
             for row, info in enumerate(infos):
                 info.update({name: _at(values, row) for name, values in _fields(whole, row).items()})
-        for row in ended.nonzero()[0]:
+        for row in ended.nonzero()[0].tolist():
             info = infos[row]
             info["terminal_observation"] = _at(found["final_obs"], row)
             info["TimeLimit.truncated"] = bool(self.bootstrap and truncated[row] and not terminated[row])

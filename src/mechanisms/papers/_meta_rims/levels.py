@@ -14,6 +14,7 @@ from mechanisms.papers._meta_rims.roles import extras
 
 VARIANTS = ("meta", "reversed", "joint", "lstm")
 WINDOWS = 20
+# MultiRoom-N4-S5-v0 has six rooms, not four.
 PAIRS = (
     ("BabyAI-GoToObj-v0", "BabyAI-GoToLocal-v0"),
     ("BabyAI-GoToRedBallGrey-v0", "BabyAI-GoToRedBall-v0"),
@@ -23,7 +24,7 @@ PAIRS = (
     ("BabyAI-GoToObjMazeS4R2-v0", "BabyAI-GoToObjMazeS7-v0"),
     ("BabyAI-KeyCorridorS3R1-v0", "BabyAI-KeyCorridorS3R3-v0"),
     ("MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-8x8-v0"),
-    ("MiniGrid-MultiRoom-N2-S4-v0", "MiniGrid-MultiRoom-N4-S5-v0"),
+    ("MiniGrid-MultiRoom-N2-S4-v0", "MiniGrid-MultiRoom-N4-S5-v1"),
     ("MiniGrid-Fetch-5x5-N2-v0", "MiniGrid-Fetch-8x8-N3-v0"),
 )
 
@@ -32,7 +33,8 @@ PAIRS = (
 class Levels:
     """Settings of the agents, of PPO (those of BabyAI), and the pairs of levels.
 
-    `processes` gives each environment one of its own. Rewards are multiplied by `reward_scale` for learning.
+    `processes` gives each environment one of its own, `max_steps` is a time limit other than the level's own. Rewards
+    are multiplied by `reward_scale` for learning.
     """
 
     pairs: tuple[tuple[str, str], ...] = PAIRS
@@ -64,6 +66,7 @@ class Levels:
     segment: int = 200
     evaluation: int = 500
     processes: bool = True
+    max_steps: int | None = None
 
 
 def tiny() -> Levels:
@@ -89,6 +92,7 @@ def tiny() -> Levels:
         segment=2,
         evaluation=2,
         processes=False,
+        max_steps=12,
     )
 
 
@@ -171,8 +175,9 @@ def environments(settings: Levels, level: str, vocabulary: Any) -> Generator[Any
     from mechanisms.recurrent import SB3VecEnv
     from mechanisms.worlds.levels import make_minigrid
 
+    options: dict[str, Any] = {} if settings.max_steps is None else {"max_steps": settings.max_steps}
     workers = None if settings.processes else 0
-    levels, _ = make_minigrid(level, settings.num_envs, workers=workers, vocabulary=vocabulary)
+    levels, _ = make_minigrid(level, settings.num_envs, workers=workers, vocabulary=vocabulary, **options)
     envs = SB3VecEnv(TransformReward(levels, lambda reward: reward * settings.reward_scale))
     try:
         yield envs

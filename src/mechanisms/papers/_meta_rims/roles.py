@@ -55,6 +55,7 @@ class Roles:
     transfer_size: int = 7
     transfer_balls: int = 4
     transfer_missions: tuple[int, ...] = (0, 1, 2)
+    max_steps: int = 64
     every: int = 5
     segment: int = 50
     evaluation: int = 500
@@ -162,6 +163,7 @@ def rooms(settings: Roles, which: str, num_envs: int) -> Any:
             size=getattr(settings, f"{which}_size"),
             num_balls=getattr(settings, f"{which}_balls"),
             missions=getattr(settings, f"{which}_missions"),
+            max_steps=settings.max_steps,
         )
     )
 
@@ -220,6 +222,7 @@ def tiny(**changes: Any) -> Roles:
         "inner_updates": 1,
         "training_updates": 6,
         "transfer_updates": 6,
+        "max_steps": 16,
         "every": 2,
         "segment": 4,
         "evaluation": 8,
