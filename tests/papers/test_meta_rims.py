@@ -280,9 +280,9 @@ def test_a_pair_of_babyai_levels_end_to_end(variant: str) -> None:
         steps=8,
         batch_size=8,
         epochs=1,
-        training_updates=6,
-        transfer_updates=6,
-        segment=4,
+        training_updates=3,
+        transfer_updates=2,
+        segment=2,
         evaluation=2,
         max_steps=8,
         processes=False,
@@ -291,7 +291,7 @@ def test_a_pair_of_babyai_levels_end_to_end(variant: str) -> None:
     found = levels.run_levels(settings, variant, bench)
     assert 0 <= found["zero_shot"][0] <= 1
     assert len(found["transfer_windows"]) == levels.WINDOWS
-    assert bench.curves["transfer_success_0"][0][-1] == 6 * 2 * 8
+    assert bench.curves["transfer_success_0"][0][-1] == 2 * 2 * 8
 
 
 def test_rewards_are_scaled_for_learning_and_processes_give_the_same() -> None:
