@@ -12,9 +12,10 @@ import gymnasium
 import minigrid  # noqa: F401 - registers the levels
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from mechanisms.worlds import VectorGoTo, Vocabulary, check_tasks, make_minigrid, mission_vocabulary
+from mechanisms.worlds._workers import Workers, number_of_workers
 from mechanisms.worlds.levels import _Maker
 
 GO_TO, PICK_UP = "BabyAI-GoToObj-v0", "BabyAI-PickupLoc-v0"
@@ -87,16 +88,24 @@ def same(first: list[Any], second: list[Any]) -> bool:
 
 
 def test_processes_give_what_one_process_gives_and_none_stays_behind() -> None:
-    here, vocabulary = make_minigrid([GO_TO, PICK_UP], 3, seed=5, workers=0, max_steps=9)
-    apart, other = make_minigrid([GO_TO, PICK_UP], 3, seed=5, max_steps=9)
+    here, vocabulary = make_minigrid([GO_TO, PICK_UP], 6, seed=5, workers=0, max_steps=9)
+    apart, other = make_minigrid([GO_TO, PICK_UP], 6, seed=5, workers=2, max_steps=9)
     assert isinstance(here, SyncVectorEnv)
-    assert isinstance(apart, AsyncVectorEnv)
+    assert isinstance(apart, Workers)
+    assert apart.observation_space == here.observation_space
+    assert apart.action_space == here.action_space
+    assert len(apart.processes) == 2
     assert vocabulary == other
     first, second = play(here), play(apart)
     assert same(first, second)
     assert any(step[3].any() for step in first[1:])  # the time limit is a truncation
     missions = [vocabulary.decode(row) for row in first[0]["mission"]]
-    assert [mission.split()[0] for mission in missions] == ["go", "pick", "go"]  # in turn
+    assert [mission.split()[0] for mission in missions] == ["go", "pick"] * 3  # in turn
+    for seed in (11, [3, 1, 4, 1, 5, 9]):
+        assert all(
+            np.array_equal(one, two)
+            for one, two in zip(*(env.reset(seed=seed)[0].values() for env in (here, apart)), strict=True)
+        )
     assert here.metadata["autoreset_mode"] == apart.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     processes = apart.processes
     here.close()
@@ -141,11 +150,39 @@ def test_a_view_of_another_size_is_a_setting() -> None:
     assert env.reset()[0]["image"].shape == (1, 5, 5, 3)
 
 
+def test_pictures_and_infos_of_processes_come_in_order() -> None:
+    apart, _ = make_minigrid(GO_TO, 4, seed=0, workers=2, render_mode="rgb_array", max_steps=1)
+    here, _ = make_minigrid(GO_TO, 4, seed=0, workers=0, render_mode="rgb_array", max_steps=1)
+    apart.reset()
+    here.reset()
+    frames = apart.render(), here.render()
+    assert len(frames[0]) == 4
+    assert all(np.array_equal(one, two) for one, two in zip(*frames, strict=True))
+    infos = [env.step(np.zeros(4, int))[4] for env in (apart, here)]
+    assert infos[0].keys() == infos[1].keys()
+    assert all(
+        np.array_equal(one["image"], two["image"])
+        for one, two in zip(*(info["final_obs"] for info in infos), strict=True)
+    )
+    with pytest.raises(ValueError, match="workers=0"):
+        apart.reset(options={"reset_mask": np.ones(4, bool)})
+    apart.close()
+
+
+def test_shares_are_equal_and_no_larger_than_the_machine() -> None:
+    assert number_of_workers(1, None) == 0
+    assert number_of_workers(12, 0) == 0
+    assert number_of_workers(12, 4) == 4
+    found = number_of_workers(12, None)
+    assert found == 0 or 12 % found == 0
+    assert found <= (os.cpu_count() or 1)
+
+
 # --- processes that are interrupted ---------------------------------------------------------------------------------
 
 SCRIPT = """
 from mechanisms.worlds import make_minigrid
-env, _ = make_minigrid("BabyAI-GoToObj-v0", 3, seed=0)
+env, _ = make_minigrid("BabyAI-GoToObj-v0", 3, seed=0, workers=3)
 env.reset()
 print(*[process.pid for process in env.processes], flush=True)
 while True:
@@ -190,10 +227,11 @@ def is_running(pid: int) -> bool:
 
 def test_closing_in_the_middle_of_a_step_or_after_a_death_ends_all() -> None:
     for harm in ("step", "death"):
-        env, _ = make_minigrid(GO_TO, 2, seed=0)
+        env, _ = make_minigrid(GO_TO, 4, seed=0, workers=2)
+        assert isinstance(env, Workers)
         env.reset()
         if harm == "step":
-            env.step_async(np.array([0, 1]))
+            env._outer.step_async(np.zeros((2, 2), int))
         else:
             env.processes[0].kill()
             env.processes[0].join()
@@ -204,7 +242,7 @@ def test_closing_in_the_middle_of_a_step_or_after_a_death_ends_all() -> None:
 @pytest.mark.filterwarnings("ignore:.*ERROR")  # gymnasium warns of what it raises
 def test_a_word_outside_the_vocabulary_is_named_also_from_a_process() -> None:
     small = Vocabulary(("ball", "go", "the", "to"), max_length=8)
-    for workers in (0, None):
+    for workers in (0, 2):
         env, _ = make_minigrid(GO_TO, 2, seed=0, workers=workers, vocabulary=small)
         with pytest.raises(KeyError, match=r"the word '.*' of the mission 'go to the .*' is not in the"):
             env.reset()
@@ -228,7 +266,7 @@ def test_levels_that_do_not_go_together_are_refused() -> None:
         make_minigrid([], 2)
     with pytest.raises(ValueError, match="num_envs=1 for 2 levels"):
         make_minigrid([GO_TO, PICK_UP], 1)
-    with pytest.raises(ValueError, match=r"workers=2: it must be 0 .* or None"):
+    with pytest.raises(ValueError, match=r"workers=2 for 3 environments: give 0 .* or a divisor of 3"):
         make_minigrid(GO_TO, 3, workers=2)
     with pytest.raises(ValueError, match="CartPole-v1 has no missions"):
         make_minigrid("CartPole-v1", 1)

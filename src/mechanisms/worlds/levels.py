@@ -1,14 +1,11 @@
-"""Levels of MiniGrid and BabyAI, many at once: missions as numbers, one process for each environment.
+"""Levels of MiniGrid and BabyAI, many at once: missions as numbers, and a share of the environments on each processor.
 
 The levels are those of `minigrid`, by their names; here is what agents need around them. A simulator step takes some
-0.2 ms, so that several processes pay as soon as there are several cores; observations come back through shared memory.
+0.2 ms, so that the simulator, not the agent, is what several processors are for.
 """
 
 import contextlib
 import io
-import multiprocessing
-import os
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +17,9 @@ require("gymnasium", "worlds")  # first, for its clear message
 
 import gymnasium  # noqa: E402
 from gymnasium import spaces  # noqa: E402
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv  # noqa: E402
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv  # noqa: E402
 
+from mechanisms.worlds._workers import Workers, number_of_workers  # noqa: E402
 from mechanisms.worlds.missions import Vocabulary, level_names, mission_vocabulary  # noqa: E402
 
 
@@ -47,9 +45,9 @@ def make_minigrid(
         num_envs: number of environments B.
         seed: environment i begins with the seed `seed + i`, at its first reset that is given none.
         rgb: whether "image" shows the view as a picture.
-        workers: 0 steps all environments in this process; None gives each a process of its own, if there is more than
-            one. Other numbers are refused, for gymnasium runs one process per environment. Where processes may not
-            start others (daemonic ones), None is 0.
+        workers: number of processes, each with the same share of the environments; 0 steps them all in this process.
+            None is a process for each processor that may be used, or fewer so that the shares are equal; and 0 with
+            one processor, or in a process that may not start others. The results do not depend on it.
         vocabulary: of all levels that the agent will play, from `mission_vocabulary`; by default that of `ids`.
         max_length: most words of a mission; by default what the levels' grammar allows.
         render_mode: as gymnasium.make takes it, for example "rgb_array".
@@ -62,7 +60,8 @@ def make_minigrid(
 
     Raises:
         MissingExtra: gymnasium or minigrid is not installed.
-        ValueError: levels with different observations or actions, or fewer environments than levels.
+        ValueError: levels with different observations or actions, fewer environments than levels, or a number of
+            workers that does not divide that of the environments.
         KeyError: a mission (in `reset` or `step`) has a word that the vocabulary lacks.
 
     >>> env, vocabulary = make_minigrid("BabyAI-GoToObj-v0", 2, seed=0, workers=0)
@@ -77,10 +76,7 @@ def make_minigrid(
     names = level_names(ids)
     if num_envs < len(names):
         raise ValueError(f"num_envs={num_envs} for {len(names)} levels; give each level an environment or more")
-    if workers not in (None, 0) and workers != num_envs:
-        raise ValueError(
-            f"workers={workers}: it must be 0 (no processes) or None (one for each of the {num_envs} environments)"
-        )
+    processes = number_of_workers(num_envs, workers)
     if vocabulary is None:
         vocabulary = mission_vocabulary(names, max_length)
     elif max_length is not None:
@@ -92,9 +88,9 @@ def make_minigrid(
         for index in range(num_envs)
     ]
     _check_same(names, makers)
-    alone = num_envs == 1 or workers == 0 or (workers is None and multiprocessing.current_process().daemon)
-    kind = SyncVectorEnv if alone else _Processes
-    return kind(makers, autoreset_mode=AutoresetMode.SAME_STEP), vocabulary
+    if processes:
+        return Workers(makers, processes), vocabulary
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), vocabulary
 
 
 class _Level(gymnasium.Wrapper):
@@ -143,39 +139,14 @@ class _Maker:
     ):
         self.name, self.seed, self.rgb, self.vocabulary = name, seed, rgb, vocabulary
         self.render_mode, self.settings = render_mode, settings
-        self.owner = os.getpid()
 
     def __call__(self) -> gymnasium.Env:
-        if os.getpid() != self.owner:
-            # Ctrl-C reaches all processes of a terminal; the one in charge stops its workers.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         import minigrid.wrappers
 
         env = gymnasium.make(self.name, disable_env_checker=True, render_mode=self.render_mode, **self.settings)
         if self.rgb:
             env = minigrid.wrappers.RGBImgPartialObsWrapper(env, tile_size=8)
         return _Level(env, self.seed, self.vocabulary)
-
-
-class _Processes(AsyncVectorEnv):
-    """Gymnasium's processes, which also end when a step was interrupted or a worker died."""
-
-    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """Ask the workers to end; end them where that cannot work."""
-        idle = getattr(self._state, "value", None) == "default"
-        if idle and not terminate and all(process.is_alive() for process in self.processes):
-            super().close_extras(timeout=timeout)
-            return
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        for pipe in self.parent_pipes:
-            if pipe is not None:
-                pipe.close()
 
 
 def _check_same(names: Sequence[str], makers: Sequence[_Maker]) -> None:
