@@ -23,7 +23,7 @@ ATTENTION = ("input_attention", "communication")
 
 
 def fresh(variant: str, seed: int = 0, settings: roles.Roles = TINY) -> Any:
-    return agents.make_agent(settings, variant, roles.rooms(settings, "training", settings.num_envs), Bench(seed))
+    return roles.make_agent(settings, variant, "training", Bench(seed))
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_a_pair_of_babyai_levels_end_to_end(variant: str) -> None:
         segment=2,
         evaluation=2,
         max_steps=8,
-        processes=False,
+        workers=0,
     )
     bench = Bench(0)
     found = levels.run_levels(settings, variant, bench)
@@ -294,14 +294,14 @@ def test_a_pair_of_babyai_levels_end_to_end(variant: str) -> None:
     assert bench.curves["transfer_success_0"][0][-1] == 2 * 2 * 8
 
 
-def test_rewards_are_scaled_for_learning_and_processes_give_the_same() -> None:
+def test_rewards_are_scaled_for_learning_and_workers_give_the_same() -> None:
     from mechanisms.worlds.missions import mission_vocabulary
 
     level = "MiniGrid-DoorKey-5x5-v0"
     settings = replace(levels.tiny(), num_envs=2)
     first = []
-    for processes in (False, True):
-        with levels.environments(replace(settings, processes=processes), level, mission_vocabulary(level)) as envs:
+    for workers in (0, 2):
+        with levels.environments(replace(settings, workers=workers), level, mission_vocabulary(level)) as envs:
             envs.seed(5)
             first.append(envs.reset()["image"])
             assert envs.env.func(np.array([0.5])) == 10

@@ -48,14 +48,13 @@ def train(
     from mechanisms.papers._meta_rims import agents, training
 
     small = roles.tiny(num_envs=settings.num_envs, steps=settings.steps, epochs=2, batch_size=32)
-    envs = roles.rooms(small, "training", small.num_envs)
-    model = agents.make_agent(small, mode, envs, bench)
+    model = roles.make_agent(small, mode, "training", bench)
     slow = {id(one) for one in model.policy.optimizer.param_groups[1]["params"]}
     names = {name for name, one in model.policy.named_parameters() if id(one) in slow}
     start = copies(model.policy)
     training.learn(
         model,
-        envs,
+        roles.rooms(small, "training", small.num_envs),
         task="exact",
         variant=f"{mode}-{inner}",
         updates=settings.updates,

@@ -33,8 +33,8 @@ PAIRS = (
 class Levels:
     """Settings of the agents, of PPO (those of BabyAI), and the pairs of levels.
 
-    `processes` gives each environment one of its own, `max_steps` is a time limit other than the level's own. Rewards
-    are multiplied by `reward_scale` for learning.
+    `workers` processes step the environments (as many as there are processors by default; results do not depend on
+    it), `max_steps` is a time limit other than the level's own. Rewards are multiplied by `reward_scale` for learning.
     """
 
     pairs: tuple[tuple[str, str], ...] = PAIRS
@@ -65,7 +65,7 @@ class Levels:
     transfer_updates: int = 2000
     segment: int = 200
     evaluation: int = 500
-    processes: bool = True
+    workers: int | None = None
     max_steps: int | None = None
 
 
@@ -91,7 +91,7 @@ def tiny() -> Levels:
         transfer_updates=2,
         segment=2,
         evaluation=2,
-        processes=False,
+        workers=0,
         max_steps=12,
     )
 
@@ -176,8 +176,7 @@ def environments(settings: Levels, level: str, vocabulary: Any) -> Generator[Any
     from mechanisms.worlds.levels import make_minigrid
 
     options: dict[str, Any] = {} if settings.max_steps is None else {"max_steps": settings.max_steps}
-    workers = None if settings.processes else 0
-    levels, _ = make_minigrid(level, settings.num_envs, workers=workers, vocabulary=vocabulary, **options)
+    levels, _ = make_minigrid(level, settings.num_envs, workers=settings.workers, vocabulary=vocabulary, **options)
     envs = SB3VecEnv(TransformReward(levels, lambda reward: reward * settings.reward_scale))
     try:
         yield envs

@@ -37,6 +37,7 @@ class Roles:
     entropy: float = 0.01
     value: float = 0.5
     max_grad_norm: float = 0.5
+    encoder_size: int = 64
     head_size: int = 64
     modules: int = 4
     module_size: int = 16
@@ -101,10 +102,9 @@ def run_adaptation(settings: Roles, variant: str, bench: Bench) -> dict[str, Any
 
 def trained(settings: Roles, variant: str, bench: Bench) -> dict[str, Any]:
     """The first phase, with the agent at its end; the experiments share it."""
-    from mechanisms.papers._meta_rims import agents
 
     def compute() -> dict[str, Any]:
-        model = agents.make_agent(settings, variant, rooms(settings, "training", settings.num_envs), bench)
+        model = make_agent(settings, variant, "training", bench)
         return phase(settings, "training", model, bench, settings.inner_updates, variant)
 
     return bench.cached(f"training-{variant}", compute, settings=as_dict(settings))
@@ -114,12 +114,25 @@ def adapted(
     settings: Roles, variant: str, first: dict[str, Any], bench: Bench, inner: int | float, name: str
 ) -> tuple[dict[str, Any], Any]:
     """The second phase, from the end of the first, and the agent at its end."""
-    from mechanisms.papers._meta_rims import agents
-
-    model = agents.make_agent(settings, variant, rooms(settings, "transfer", settings.num_envs), bench)
+    model = make_agent(settings, variant, "transfer", bench)
     model.policy.load_state_dict(first["policy"])
     model.policy.optimizer.load_state_dict(numbered(first["optimizer"]))
     return phase(settings, "transfer", model, bench, inner, name), model
+
+
+def make_agent(settings: Roles, variant: str, which: str, bench: Bench) -> Any:
+    """A fresh agent: one layer for what it sees, then its memory, then the heads."""
+    from mechanisms.papers._meta_rims import agents
+    from mechanisms.recurrent import MlpEncoder
+
+    return agents.make_agent(
+        settings,
+        variant,
+        rooms(settings, which, settings.num_envs),
+        bench,
+        features_extractor_class=MlpEncoder,
+        features_extractor_kwargs={"sizes": [settings.encoder_size]},
+    )
 
 
 def phase(settings: Roles, which: str, model: Any, bench: Bench, inner: int | float, name: str) -> dict[str, Any]:
@@ -211,6 +224,7 @@ def tiny(**changes: Any) -> Roles:
         "steps": 8,
         "epochs": 1,
         "batch_size": 64,
+        "encoder_size": 8,
         "head_size": 8,
         "modules": 3,
         "module_size": 4,
