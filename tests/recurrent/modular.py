@@ -66,7 +66,7 @@ def slow_step(
         active = list(range(n))
     elif cell.competition == "modules":
         weights = scores[:, :, 1].softmax(0)
-        order = sorted(range(n), key=lambda k: (-float(weights[k].mean()), k))
+        order = sorted(range(n), key=lambda k: (-float(weights[k].detach().mean()), k))
         active = sorted(order[: cell.num_active])
         if cell.num_active < n:
             bar = weights.sort(0, descending=True).values[cell.num_active]
@@ -74,7 +74,7 @@ def slow_step(
             weights = weights / (weights.sum(0) + 1e-7)
         alpha = torch.stack([torch.zeros_like(weights), weights], 2)
     else:
-        order = sorted(range(n), key=lambda k: (float(alpha[k, :, 0].mean()), k))
+        order = sorted(range(n), key=lambda k: (float(alpha[k, :, 0].detach().mean()), k))
         active = sorted(order[: cell.num_active])
     new_h, new_c = [], []
     for k in range(n):
@@ -125,18 +125,20 @@ def slow_step(
     return Row(held_h, held_c, active, alpha)
 
 
-def slow_run(layers: list[RIMCell], above: tuple[int | None, ...], x: Tensor, noise: Any = None) -> list[list[Row]]:
-    """All steps of one row (time, size) through layers; per step and layer what it became."""
-    last = [Row(x.new_zeros(c.num_modules, c.hidden_size), None, [], x) for c in layers]
+def slow_run(
+    layers: list[RIMCell], above: tuple[int | None, ...], x: tuple[Tensor, ...], noise: Any = None
+) -> list[list[Row]]:
+    """All steps of one row, slots (time, size), through layers; per step and layer what it became."""
+    last = [Row(x[0].new_zeros(c.num_modules, c.hidden_size), None, [], x[0]) for c in layers]
     last = [
         row._replace(c=row.h if isinstance(cell.dynamics, GroupLSTMCell) else None)
         for row, cell in zip(last, layers, strict=True)
     ]
     steps = []
-    for t, row in enumerate(x):
+    for t in range(len(x[0])):
         new: list[Row] = []
         for place, cell in enumerate(layers):
-            slots = [row if place == 0 else new[-1].h.flatten()]
+            slots = [slot[t] for slot in x] if place == 0 else [new[-1].h.flatten()]
             over = above[place]
             if over is not None:
                 slots.append(last[over].h.flatten())

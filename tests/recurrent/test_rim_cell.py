@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mechanisms.recurrent import Recurrent, RelevancyScreening, SparseAttentiveBacktracking, Zoneout, check_cell
 from mechanisms.recurrent._trees import tree_map
 from mechanisms.recurrent.bidirectional_rims import RIMCell, RIMInfo, RIMState
+from mechanisms.recurrent.checks import RULES
 from mechanisms.recurrent.rim_cell import RIMNoise
 from mechanisms.recurrent.scan import scan
 from tests.recurrent.modular import SMALL, draw, slow_run, small
@@ -42,6 +43,10 @@ def inputs_of(cell: RIMCell, steps: int, batch: int, seed: int = 0) -> Any:
     return tuple(draw(steps, batch, size, seed=seed + place) for place, size in enumerate(sizes))
 
 
+def slots_of(x: Any) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
 def gradients(cell: nn.Module, output: Tensor) -> list[Tensor]:
     found = torch.autograd.grad(output.cos().sum(), list(cell.parameters()), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(cell.parameters(), found, strict=True)]
@@ -58,13 +63,11 @@ def test_outputs_and_gradients_are_those_of_the_method_as_written_down(options: 
     if noisy:
         cell.input_dropout, cell.comm_dropout = 0.3, 0.4
     noise = cell.noise(4, 2, generator=torch.Generator().manual_seed(1)) if noisy else None
-    output, state, info = scan(cell, x, noise=noise, need_info=True) if noisy else scan(cell.eval(), x, need_info=True)
+    output, state, info = scan(cell.train(noisy), x, noise=noise, need_info=True)
     rows = []
     for b in range(2):
         own = None if noise is None else [tree_map(lambda leaf, b=b: leaf[:, b], noise)]
-        parts = x if isinstance(x, tuple) else (x,)
-        # Slots side by side, as the slow form takes one input.
-        found = slow_run([_Joined(cell)] if len(parts) > 1 else [cell], (None,), torch.cat(parts, 2)[:, b], own)
+        found = slow_run([cell], (None,), tuple(slot[:, b] for slot in slots_of(x)), own)
         rows.append(torch.stack([step[0].h.flatten() for step in found]))
         for t, (step,) in enumerate(found):
             assert info.mask[t, b].nonzero().flatten().tolist() == step.active
@@ -78,24 +81,25 @@ def test_outputs_and_gradients_are_those_of_the_method_as_written_down(options: 
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-11)
 
 
-class _Joined:
-    """A cell of several slots for the slow form, which hands over one vector."""
-
-    def __init__(self, cell: RIMCell) -> None:
-        self.cell = cell
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.cell, name)
-
-
-@pytest.mark.parametrize("options", [*VARIANTS[:5], VARIANTS[6], VARIANTS[9], VARIANTS[11], VARIANTS[12]])
+# Of three modules two are active, so that no two have the same score for ever, as modules have that were never active:
+# at a tie there is no derivative, and under autocast the choice may be another.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cell": "gru", "input_size": (3, 2), "block_inactive_grad": False},
+        {"input_heads": 2, "comm_source": "held"},
+        {"communicate": False, "competition": "modules"},
+        {"active": 3, "input_attention": False},
+    ],
+)
 def test_it_keeps_the_contract(options: dict[str, Any]) -> None:
-    check_cell(lambda: small(**options), compile=False)
+    check_cell(lambda: small(**{"hidden": 3, "modules": 3, "active": 2, **options}), compile=False)
 
 
 def test_zoneout_goes_around_it_and_leaves_held_units_as_they_are() -> None:
     def make() -> Zoneout:
-        return Zoneout(small(hidden=2, modules=3, active=1), {"h": 0.3, "c": 0.2})
+        return Zoneout(small(hidden=2, modules=3, active=2), {"h": 0.3, "c": 0.2})
 
     check_cell(make, compile=False, gradcheck=False)
     cell = make()
@@ -108,13 +112,7 @@ def test_zoneout_goes_around_it_and_leaves_held_units_as_they_are() -> None:
 @pytest.mark.unhooked
 @pytest.mark.parametrize("options", [{}, {"input_heads": 2, "cell": "gru"}, {"competition": "modules"}])
 def test_a_step_compiles_as_one_graph(options: dict[str, Any]) -> None:
-    check_cell(lambda: small(**options), skip=set(_rules()) - {"compile"})
-
-
-def _rules() -> list[str]:
-    from mechanisms.recurrent.checks import RULES
-
-    return list(RULES)
+    check_cell(lambda: small(**options), skip=set(RULES) - {"compile"})
 
 
 # --- what is held, and ties -------------------------------------------------------------------------------------------
@@ -261,16 +259,9 @@ def test_permuting_modules_permutes_states(options: dict[str, Any]) -> None:
     cell, other = small(**options), small(**options)
     order = torch.tensor([2, 0, 3, 1])
     with torch.no_grad():
-        for mine, theirs in zip(cell.parameters(), other.parameters(), strict=True):
-            theirs.copy_(
-                mine[order] if mine.dim() > 1 and mine.shape[0] == 4 and mine.dim() + _grouped(mine) > 2 else mine
-            )
-        for name, part in other.named_parameters():
-            mine = dict(cell.named_parameters())[name]
-            shared = (
-                name.startswith(("input_attention.key", "input_attention.value")) or "output" in name or "gate" in name
-            )
-            part.copy_(mine if shared else mine[order])
+        for name, mine in cell.named_parameters():
+            shared = any(part in name for part in ("attention.key", "attention.value", "output", "gate"))
+            other.get_parameter(name).copy_(mine if shared else mine[order])
     state = cell.initial_state(2)
     state = tree_map(lambda leaf: draw(*leaf.shape, seed=int(leaf is state.h)), state)  # no ties
     turned = tree_map(lambda leaf: leaf[:, order], state)
@@ -279,8 +270,13 @@ def test_permuting_modules_permutes_states(options: dict[str, Any]) -> None:
     torch.testing.assert_close(one.h[:, order], two.h, rtol=0, atol=1e-12)
 
 
-def _grouped(parameter: Tensor) -> bool:
-    return parameter.dim() == 3
+def test_under_autocast_leaves_keep_their_type_and_outputs_are_close_while_the_choice_is_the_same() -> None:
+    cell, x = RIMCell(3, 4, 6, 6, **SMALL).eval(), torch.randn(9, 4, 3)
+    plain = scan(cell, x).output
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state, info = scan(cell, x, need_info=True)
+    assert output.dtype == state.h.dtype == state.c.dtype == info.null.dtype == info.comm.dtype == torch.float32
+    torch.testing.assert_close(output, plain, rtol=0, atol=0.02)
 
 
 def test_candidates_and_held_states_agree_when_all_are_active() -> None:
@@ -322,38 +318,25 @@ def test_without_the_block_gradients_are_derivatives() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"block_inactive_grad": False}, {"active": 4}, {"active": 4, "comm_source": "held"}]
+    "options", [{"block_inactive_grad": False}, {"active": 3}, {"active": 3, "comm_source": "held"}]
 )
 def test_gradients_pass_gradcheck_away_from_ties(options: dict[str, Any]) -> None:
-    check_cell(lambda: small(hidden=2, **options), skip=set(_rules()) - {"gradient"})
+    check_cell(lambda: small(**{"hidden": 2, "modules": 3, "active": 2, **options}), skip=set(RULES) - {"gradient"})
 
 
-def test_gradients_can_be_differentiated_again_through_the_block() -> None:
-    cell = small()
-    x, state = draw(2, 3).requires_grad_(), tree_map(lambda leaf: draw(*leaf.shape), small().initial_state(2))
-    (first,) = torch.autograd.grad(cell.eval()(x, state)[0].sin().sum(), x, create_graph=True)
-    found = torch.autograd.grad(first.square().sum(), list(cell.parameters()), allow_unused=True)
-    assert all(g is None or bool(torch.isfinite(g).all()) for g in found)
-    assert any(g is not None and bool(g.any()) for g in found)
-    # Against a difference of first gradients: the mask is constant, and what is cut stays cut.
-    weight = cell.dynamics.weight_hh
-    direction = draw(*weight.shape, seed=9)
-
-    def first_norm() -> float:
-        (gradient,) = torch.autograd.grad(cell(x, state)[0].sin().sum(), x)
-        return float(gradient.square().sum())
-
-    with torch.no_grad():
-        weight += 1e-6 * direction
-    up = first_norm()
-    with torch.no_grad():
-        weight -= 2e-6 * direction
-    down = first_norm()
-    index = [id(p) for p in cell.parameters()].index(id(weight))
-    second = found[index]
-    assert second is not None
-    # The cut makes first gradients no derivatives of the output, but they are functions all the same.
-    assert float((second * direction).sum()) == pytest.approx((up - down) / 2e-6, rel=0.5)
+@pytest.mark.parametrize("options", [{}, {"cell": "gru", "input_heads": 2}, {"competition": "modules"}])
+def test_gradients_of_gradients_are_those_of_the_method_as_written_down(options: dict[str, Any]) -> None:
+    cell, x = small(**options).eval(), draw(3, 1, 3).requires_grad_()
+    mine = scan(cell, x, backend="eager").output
+    theirs = torch.stack([step[0].h.flatten() for step in slow_run([cell], (None,), (x[:, 0],))]).unsqueeze(1)
+    seconds = []
+    for output in (mine, theirs):
+        (first,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+        found = torch.autograd.grad(first.square().sum(), list(cell.parameters()), allow_unused=True)
+        seconds.append([torch.zeros_like(p) if g is None else g for p, g in zip(cell.parameters(), found, strict=True)])
+    for one, two in zip(*seconds, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+    assert any(bool(one.any()) for one in seconds[0])
 
 
 def test_all_parameters_get_gradients_in_time() -> None:
@@ -437,12 +420,11 @@ def test_initial_values_are_those_of_the_dense_code_or_of_single_modules() -> No
 
 
 def test_the_default_sizes_are_those_of_the_authors_code() -> None:
-    cell = RIMCell(600, 100, 6, 4)
+    cell = RIMCell(600, 100, 6, 4, comm_key_size=16)
     assert cell.dynamics.weight_ih.shape == (6, 400, 400)
     assert cell.input_attention.value[0].weight.shape == (400, 600)
     assert cell.output_size == 600
-    effective = sum(parameter.numel() for parameter in cell.parameters())
-    assert effective == 1_848_000 or effective > 0
+    assert sum(parameter.numel() for parameter in cell.parameters()) == 1_647_400  # of 8.09 million that are reported
     assert "6 modules x 100 = 600" in repr(cell)
 
 
@@ -510,6 +492,9 @@ def test_what_is_not_a_number_stays_so_and_raises_when_anomalies_are_looked_for(
     assert bool(output[1:, 0].isnan().any())
     assert not bool(output[:, 1].isnan().any())
     assert bool((info.mask.sum(-1) == 2).all())
-    with pytest.warns(UserWarning, match="Anomaly"), torch.autograd.detect_anomaly(check_nan=False):
-        with pytest.raises(ValueError, match="no module can be chosen"):
-            scan(cell, x)
+    with (
+        pytest.warns(UserWarning, match="Anomaly"),
+        torch.autograd.detect_anomaly(check_nan=False),
+        pytest.raises(ValueError, match="no module can be chosen"),
+    ):
+        scan(cell, x)
