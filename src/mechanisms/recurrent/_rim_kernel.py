@@ -49,8 +49,8 @@ class LayerJob(Struct):
         ("slot", SlotJob * 2),
         *fields(ctypes.c_void_p, "query", "gates", "talk", "delta"),
         *fields(ctypes.c_void_p, "query_back", "gates_back", "talk_back", "delta_back", "bias", "delta_bias"),
-        *fields(ctypes.c_void_p, "read_mask", "comm_mask", "h0", "c0", "h", "c", "q", "alpha", "z", "u"),
-        *fields(ctypes.c_void_p, "qkv", "share", "y", "p", "mask", "chosen", "space", "list", "dh", "dc"),
+        *fields(ctypes.c_void_p, "read_mask", "comm_mask", "h0", "c0", "h", "c", "alpha", "z", "u"),
+        *fields(ctypes.c_void_p, "share", "y", "p", "chosen", "mask", "space", "q", "qkv", "list", "dh", "dc"),
         *fields(ctypes.c_int64, "span", "rows_wanted"),
         *fields(ctypes.c_void_p, "rows", "dz", "dq", "count", "dqkv", "dp"),
     )
@@ -137,6 +137,7 @@ class LayerTensors(NamedTuple):
 
 
 OWN = len(LayerTensors._fields)
+Slot = tuple[Tensor | None, Tensor]  # matrices of keys and of values
 
 
 class Plan(NamedTuple):
@@ -155,9 +156,13 @@ class Plan(NamedTuple):
 
 
 def run_stack(
-    plan: Plan, inputs: Sequence[Tensor], layers: Sequence[LayerTensors], slots: Sequence[Sequence[tuple[Tensor | None, Tensor]]]
-) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
-    """Run a sequence: outputs of the top layer (T, B, n d), and (h, c) of each layer after each row's last step.
+    plan: Plan, inputs: Sequence[Tensor], layers: Sequence[LayerTensors], slots: Sequence[Sequence[Slot]]
+) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None]]]:
+    """Run a sequence.
+
+    Returns:
+        The states of the top layer (T, B, n d), which of its modules were active (T, B, n), and (h, c) of each layer
+        after each row's last step.
 
     Args:
         plan: see `Plan`.
@@ -171,14 +176,14 @@ def run_stack(
         flat += [layer.h.contiguous(), None if layer.c is None else layer.c.contiguous(), *layer[2:]]
         flat += [matrix for pair in pairs for matrix in pair]
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in flat):
-        output, *states = _Stacked.apply(plan, *flat)
+        output, mask, *states = _Stacked.apply(plan, *flat)
     else:
-        output, states = _Run(plan, flat).infer()
-    return output, list(zip(states[::2], states[1::2], strict=True))
+        output, mask, states = _Run(plan, flat).infer()
+    return output, mask, list(zip(states[::2], states[1::2], strict=True))
 
 
 def _check(
-    plan: Plan, inputs: Sequence[Tensor], layers: Sequence[LayerTensors], slots: Sequence[Sequence[tuple[Tensor | None, Tensor]]]
+    plan: Plan, inputs: Sequence[Tensor], layers: Sequence[LayerTensors], slots: Sequence[Sequence[Slot]]
 ) -> None:
     """C reads what shapes say, so they must be true.
 
@@ -219,11 +224,12 @@ class _Stacked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, *flat: Any) -> Any:
         run = _Run(plan, list(flat))
-        output, states, kept = run.forward(keep=True)
+        output, mask, states, kept = run.forward(keep=True)
         ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(mask)
         ctx.plan, ctx.inputs = plan, len(flat)
         ctx.save_for_backward(*flat, output, *kept)
-        return output, *states
+        return output, mask, *states
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -302,26 +308,27 @@ class _Run:
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
-    def infer(self) -> tuple[Tensor, list[Any]]:
-        """Outputs and last states, with keys and values of so many steps at a time as fit."""
+    def infer(self) -> tuple[Tensor, Tensor, list[Any]]:
+        """Outputs, activity and last states, with keys and values of so many steps at a time as fit."""
         size = sum(layer.shape.kv for layer in self.layers for place, *_ in layer.slots if place >= 0)
         some = max(1, HOISTED // max(1, self.batch * size * self.like.element_size()))
         if some >= self.steps or self.plan.lengths is not None:
-            return self.forward(keep=False)[:2]
-        output, states = [], []
+            return self.forward(keep=False)[:3]
+        outputs, states = [], []
         flat = list(self.flat)
         for begin in range(0, self.steps, some):
             part = slice(begin, begin + some)
             flat[: len(self.inputs)] = [one[part] for one in self.inputs]
             masks = tuple(tuple(None if one is None else one[part] for one in pair) for pair in self.plan.masks)
-            found, states, _ = _Run(self.plan._replace(masks=masks), flat).forward(keep=False)
-            output.append(found)
+            *found, states, _ = _Run(self.plan._replace(masks=masks), flat).forward(keep=False)
+            outputs.append(found)
             for layer, h, c in zip(self.layers, states[::2], states[1::2], strict=True):
                 flat[layer.at : layer.at + 2] = [h, c]
-        return torch.cat(output), states
+        output, mask = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return output, mask, states
 
-    def forward(self, *, keep: bool) -> tuple[Tensor, list[Any], list[Tensor]]:
-        """Outputs, last states, and what the backward pass needs."""
+    def forward(self, *, keep: bool) -> tuple[Tensor, Tensor, list[Any], list[Tensor]]:
+        """Outputs, the top layer's activity, last states, and what the backward pass needs."""
         shape = self.layers[-1].shape
         output = self.like.new_empty(self.steps, self.batch, shape.modules * shape.size)
         keys = [self._keys(layer, place) for layer in self.layers for place in range(len(layer.slots))]
@@ -339,8 +346,10 @@ class _Run:
             else:
                 steps = self.steps if keep else 1
                 states.append(self._view(kept[0], own.c, (steps, *_state(layer, self)))[-1].clone())
+        top = self.layers[-1].shape
+        mask = self._view(kept[2], jobs[-1].mask, (self.steps, self.batch, top.modules)).clone()
         self.alive.clear()
-        return output, states, [*kept, *(one for one in keys if one is not None)] if keep else []
+        return output, mask, states, [*kept, *(one for one in keys if one is not None)] if keep else []
 
     def _keys(self, layer: _Layer, place: int) -> Tensor | None:
         """Keys and values of the input at all steps; `None` where a slot reads a layer."""
@@ -370,17 +379,15 @@ class _Run:
                 reals.add(job, "h", self.steps * self.batch * n * d)
             if not shape.gru:
                 reals.add(job, "c", rows * n * d)
-            reals.add(job, "q", rows * n * shape.heads * shape.key)
             reals.add(job, "alpha", rows * job.slots * n * shape.heads)
             reals.add(job, "z", rows * n * 4 * d)
             reals.add(job, "u", rows * n * d)
             if job.comm:
-                reals.add(job, "qkv", rows * n * shape.talk)
                 reals.add(job, "share", rows * active * shape.comm_heads * n)
                 reals.add(job, "y", rows * active * shape.comm_heads * shape.comm_value)
                 reals.add(job, "p", rows * active * 2 * d)
             small.add(job, "chosen", rows * active)
-            bytes_.add(job, "mask", rows * n)
+            bytes_.add(job, "mask", self.steps * self.batch * n)
             for place, own in enumerate(layer.slots):
                 slot, made = job.slot[place], next(given)
                 slot.source, slot.size = shape.sources[place], own[1].shape[1]
@@ -400,8 +407,11 @@ class _Run:
     def _spaces(self, jobs: Any) -> None:
         """Room that a step uses and leaves."""
         reals, lists = _Space(self.like), _Space(self.like)
-        for job in jobs:
+        for layer, job in zip(self.layers, jobs, strict=True):
+            shape = layer.shape
             reals.add(job, "space", self.batch * self.library.space_row(ctypes.byref(job)))
+            reals.add(job, "q", self.batch * shape.modules * shape.heads * shape.key)
+            reals.add(job, "qkv", self.batch * shape.modules * shape.talk)
             lists.add(job, "list", self.batch)
         self.alive += [reals.make(), lists.make(torch.int32)]
 
@@ -474,7 +484,7 @@ class _Run:
         )
         span = max(1, min(steps, GATHERED // max(1, batch * row * self.like.element_size())))
         passes = [
-            _LayerBackward(self, place, layer, own, needed, span, grads[1 + 2 * place : 3 + 2 * place], parts)
+            _LayerBackward(self, place, layer, own, needed, span, grads[2 + 2 * place : 4 + 2 * place], parts)
             for place, (layer, own) in enumerate(zip(self.layers, jobs, strict=True))
         ]
         for end in range(steps, 0, -span):
@@ -527,6 +537,7 @@ class _LayerBackward:
         job.point(dqkv=self.dqkv, dp=self.dp)
         for place, grad in enumerate(self.slot_grads):
             job.slot[place].point(grad=grad)
+        run._pack_forward(layer, job)
         run._pack_backward(layer, job)
         self.sums: dict[str, Tensor] = {}
         if self.wants["bias_ih"] or self.wants["bias_hh"]:

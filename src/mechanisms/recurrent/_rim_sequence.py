@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mechanisms.recurrent._attention_kernel import applies, plain_products
+from mechanisms.recurrent._driver import transformed
 from mechanisms.recurrent._rim_kernel import INPUT, MOST, SOURCE, LayerShape, LayerTensors, Plan, run_stack
-from mechanisms.recurrent._trees import Tree
+from mechanisms.recurrent._trees import Tree, tree_map
 from mechanisms.recurrent.grouped import GroupLSTMCell
 
 if TYPE_CHECKING:
@@ -40,6 +41,25 @@ def brim_sequence(cell: "BRIMCell", inputs: Tree, state: Any, noise: Tree, lengt
     return NotImplemented if found is None else (found[0], tuple(found[1]))
 
 
+def rim_step(cell: "RIMCell", input: Tree, state: Any, noise: Tree) -> Any:
+    """A single step as a sequence of one, or `NotImplemented`; without gradients, as a step can be differentiated twice
+    and a sequence cannot."""
+    return _one(rim_sequence, cell, input, state, noise)
+
+
+def brim_step(cell: "BRIMCell", input: Tree, state: Any, noise: Tree) -> Any:
+    """The same for a stack."""
+    return _one(brim_sequence, cell, input, state, noise)
+
+
+def _one(sequence: Any, cell: Any, input: Tree, state: Any, noise: Tree) -> Any:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed():
+        return NotImplemented
+    input, noise = (tree_map(lambda leaf: leaf.unsqueeze(0), tree) for tree in (input, noise))
+    found = sequence(cell, input, state, noise)
+    return found if found is NotImplemented else (found[0][0], found[1])
+
+
 def _run(
     cells: Sequence["RIMCell"],
     sources: Sequence[tuple[int, ...]],
@@ -49,6 +69,8 @@ def _run(
     lengths: list[int] | None,
 ) -> tuple[Tensor, list[Any]] | None:
     """All steps in the kernel, or `None` where it does not apply."""
+    if torch.is_anomaly_enabled():  # single steps say where modules can no longer be chosen
+        return None
     if not all(_known(cell, own) for cell, own in zip(cells, sources, strict=True)):
         return None
     kind = cells[0].dynamics.weight_hh.dtype
@@ -65,7 +87,9 @@ def _run(
     ends = None if lengths is None else torch.tensor(lengths)
     shapes = tuple(_shape(cell, own) for cell, own in zip(cells, sources, strict=True))
     plan = Plan(shapes, tuple(_masks(noise) for noise in noises), ends)
-    output, last = run_stack(plan, inputs, layers, slots)
+    output, mask, last = run_stack(plan, inputs, layers, slots)
+    if cells[-1].readout == "active":
+        output = torch.where(mask.bool().unsqueeze(3), output.view(*mask.shape, -1), 0.0).flatten(2)
     if lengths is not None and min(lengths) < steps:
         time = torch.arange(steps).unsqueeze(1)
         output = torch.where((time < ends).unsqueeze(2), output, 0.0)
@@ -76,7 +100,7 @@ def _known(cell: "RIMCell", sources: tuple[int, ...]) -> bool:
     """Whether the kernel computes what this cell does."""
     attention = cell.input_attention
     heads = cell.num_modules * attention.num_heads
-    if cell.competition != "null" or cell.readout != "state" or len(sources) > SLOTS or heads > MOST:
+    if cell.competition != "null" or len(sources) > SLOTS or heads > MOST:
         return False
     maps = [*attention.value, *(attention.key or ())]
     return len(attention.value) == len(sources) and plain_products(*maps)

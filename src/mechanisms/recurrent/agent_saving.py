@@ -109,7 +109,9 @@ def save_agent(model: RecurrentPPO, path: str | os.PathLike[str]) -> None:
     torch.save(model.policy.optimizer.state_dict(), optimizer)
     parts = {
         "agent.json": json.dumps(head, indent=1).encode(),
-        "policy.safetensors": save_tensors({name: one.contiguous() for name, one in model.policy.state_dict().items()}),
+        "policy.safetensors": save_tensors(
+            {name: one.detach().contiguous() for name, one in _own(model.policy).items()}
+        ),
         "run.safetensors": save_arrays({name: np.ascontiguousarray(one) for name, one in run.items()}),
         "optimizer.pt": optimizer.getvalue(),
     }
@@ -170,7 +172,7 @@ def load_agent(
             "load_agent again, in policy_kwargs or as an argument"
         )
     model = RecurrentPPO(policy, env, policy_kwargs=kwargs, device=device, **settings)
-    model.policy.load_state_dict(load_tensors(parts["policy.safetensors"]))
+    _fill(model.policy, load_tensors(parts["policy.safetensors"]))
     optimizer = torch.load(io.BytesIO(parts["optimizer.pt"]), map_location=model.device, weights_only=True)
     model.policy.optimizer.load_state_dict(optimizer)
     for name, value in head["counters"].items():
@@ -236,6 +238,30 @@ def _from_json(value: Any) -> Any:
     if value.keys() == {"class"} and value["class"] in package._HOMES:
         return getattr(package, value["class"])
     return {name: _from_json(part) for name, part in value.items()}
+
+
+def _own(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers, each under one name: sb3's policies hold their encoder under three."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+@torch.no_grad()
+def _fill(policy: RecurrentPolicy, saved: Mapping[str, torch.Tensor]) -> None:
+    own = _own(policy)
+    differ = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]
+    if differ:
+        raise ValueError(
+            f"the saved policy does not fit this one, at {', '.join(differ)}; load it with the settings that it was "
+            "made with"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
 
 
 def _named_observation(observation: Any) -> dict[str, np.ndarray]:

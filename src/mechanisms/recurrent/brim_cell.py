@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mechanisms._base.validation import check_choice
 from mechanisms.recurrent._doors import check_whole
-from mechanisms.recurrent._rim_sequence import brim_sequence
+from mechanisms.recurrent._rim_sequence import brim_sequence, brim_step
 from mechanisms.recurrent._trees import Tree
 from mechanisms.recurrent.module_attention import stacked
 from mechanisms.recurrent.protocol import Cell, Device
@@ -58,6 +58,7 @@ class BRIMCell(Cell):
     """
 
     attends = True  # no attention around it
+    sequence_takes_lengths = True
 
     def __init__(
         self,
@@ -188,9 +189,20 @@ class BRIMCell(Cell):
         """The weights are put together once."""
         return functools.partial(self.advance, weights=self.step_weights())
 
-    def sequence(self, inputs: Tensor, state: tuple[RIMState, ...], noise: tuple[RIMNoise | None, ...] | None) -> Any:
+    def sequence(
+        self,
+        inputs: Tensor,
+        state: tuple[RIMState, ...],
+        noise: tuple[RIMNoise | None, ...] | None,
+        *,
+        lengths: list[int] | None = None,
+    ) -> Any:
         """All steps at once, where `_rim_sequence` has a way that is faster."""
-        return brim_sequence(self, inputs, state, noise) if type(self) is BRIMCell else NotImplemented
+        return brim_sequence(self, inputs, state, noise, lengths) if type(self) is BRIMCell else NotImplemented
+
+    def _whole_step(self, input: Tree, state: Any, noise: Tree) -> tuple[Any, Any]:
+        found = brim_step(self, input, state, noise) if type(self) is BRIMCell else NotImplemented
+        return super()._whole_step(input, state, noise) if found is NotImplemented else found
 
     def advance(
         self,

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from mechanisms._base.validation import check_choice, check_number
 from mechanisms.recurrent._doors import check_whole
-from mechanisms.recurrent._rim_sequence import rim_sequence
+from mechanisms.recurrent._rim_sequence import rim_sequence, rim_step
 from mechanisms.recurrent._self_attention import as_type
 from mechanisms.recurrent._trees import Tree, shapes
 from mechanisms.recurrent.grouped import GroupGRUCell, GroupLSTMCell, grouped, gru_update, lstm_update, to_groups
@@ -196,6 +196,7 @@ class RIMCell(Cell):
     """
 
     attends = True  # no attention around it
+    sequence_takes_lengths = True
     dynamics: GroupLSTMCell | GroupGRUCell
 
     def __init__(
@@ -404,12 +405,18 @@ class RIMCell(Cell):
         """The weights are put together once."""
         return functools.partial(self.advance, weights=self.step_weights())
 
-    def sequence(self, inputs: Tree, state: RIMState, noise: RIMNoise | None) -> Any:
+    def sequence(
+        self, inputs: Tree, state: RIMState, noise: RIMNoise | None, *, lengths: list[int] | None = None
+    ) -> Any:
         """All steps at once, where `_rim_sequence` has a way that is faster.
 
         Subclasses, which may compute otherwise, step singly unless they define their own.
         """
-        return rim_sequence(self, inputs, state, noise) if type(self) is RIMCell else NotImplemented
+        return rim_sequence(self, inputs, state, noise, lengths) if type(self) is RIMCell else NotImplemented
+
+    def _whole_step(self, input: Tree, state: RIMState, noise: RIMNoise | None) -> tuple[Any, Any]:
+        found = rim_step(self, input, state, noise) if type(self) is RIMCell else NotImplemented
+        return super()._whole_step(input, state, noise) if found is NotImplemented else found
 
     def advance(
         self,

@@ -64,11 +64,12 @@ static void attend(const struct Layer *l, const struct Stack *s, int64_t t, int6
     }
     const REAL scale = 1 / __builtin_sqrt((double)dk);
     REAL e[2][wide], empty[wide], null[l->modules];
-    memset(e, 0, sizeof e);
+    vec part[wide];
     for (int64_t slot = 0; slot < l->slots; slot++) {
         const REAL *keys = keys_at(l, s, slot, t, b);
         for (int64_t k = 0; k < l->modules; k++)
-            for (int64_t i = 0; i < H; i++) e[slot][k * H + i] = scale * dot(q + (k * H + i) * dk, keys + i * dk, dk);
+            for (int64_t i = 0; i < H; i++) part[k * H + i] = products(q + (k * H + i) * dk, keys + i * dk, dk);
+        write_totals(e[slot], part, all_heads, scale);
     }
     VECTORS(u, all_heads) {
         const vec a = load(e[0] + u, LANES), c = l->slots > 1 ? load(e[1] + u, LANES) : all(-LIMIT);
@@ -125,30 +126,42 @@ static void candidate(const struct Layer *l, REAL *z, const REAL *h, const REAL 
     }
 }
 
-// Attention of the active modules of a row over all modules: y (K, Hc cv).
+// Attention of the active modules of a row over all modules: y (K, Hc cv). It is kept as (n, K Hc), so that what is
+// done for each module and head is done for all at once.
 static void talk(const struct Layer *l, const REAL *qkv, const int32_t *chosen, REAL *share, REAL *y) {
     const int64_t n = l->modules, heads = l->comm_heads, ck = l->comm_key, cv = l->comm_value, row = talk_size(l);
-    const int64_t wide = padded(n);
+    const int64_t all_heads = l->active * heads, wide = padded(all_heads);
     const REAL scale = 1 / __builtin_sqrt((double)ck);
-    REAL e[wide];
+    REAL e[n][wide];
+    vec part[wide];
+    for (int64_t j = 0; j < n; j++) {
+        const REAL *keys = qkv + j * row + heads * ck;
+        for (int64_t r = 0; r < l->active; r++)
+            for (int64_t i = 0; i < heads; i++)
+                part[r * heads + i] = products(qkv + chosen[r] * row + i * ck, keys + i * ck, ck);
+        write_totals(e[j], part, all_heads, scale);
+    }
+    VECTORS(a, all_heads) {
+        vec most = load(e[0] + a, LANES), sum = {};
+        for (int64_t j = 1; j < n; j++) {
+            const vec one = load(e[j] + a, LANES);
+            most = SELECT(one <= most, most, one);
+        }
+        for (int64_t j = 0; j < n; j++) {
+            const vec one = exp_(load(e[j] + a, LANES) - most);
+            sum += one;
+            store(e[j] + a, one, LANES);
+        }
+        for (int64_t j = 0; j < n; j++) store(e[j] + a, load(e[j] + a, LANES) / sum, LANES);
+    }
+    for (int64_t j = 0; j < n; j++) memcpy(share + j * all_heads, e[j], (size_t)all_heads * sizeof(REAL));
     for (int64_t r = 0; r < l->active; r++)
         for (int64_t i = 0; i < heads; i++) {
-            const REAL *query = qkv + chosen[r] * row + i * ck, *keys = qkv + heads * ck + i * ck;
             const REAL *values = qkv + 2 * heads * ck + i * cv;
-            REAL most = -INFINITY, sum = 0;
-            for (int64_t j = 0; j < wide; j++) e[j] = -1e30f;
-            for (int64_t j = 0; j < n; j++) {
-                e[j] = scale * dot(query, keys + j * row, ck);
-                if (!(e[j] <= most)) most = e[j];
-            }
-            VECTORS(j, wide) store(e + j, exp_(load(e + j, LANES) - most), LANES);
-            for (int64_t j = 0; j < n; j++) sum += e[j];
-            REAL *a = share + (r * heads + i) * n, *out = y + (r * heads + i) * cv;
-            for (int64_t j = 0; j < n; j++) a[j] = e[j] / sum;
             VECTORS(v, cv) {
                 vec read = {};
-                for (int64_t j = 0; j < n; j++) read += a[j] * load(values + j * row + v, left(cv, v));
-                store(out + v, read, left(cv, v));
+                for (int64_t j = 0; j < n; j++) read += e[j][r * heads + i] * load(values + j * row + v, left(cv, v));
+                store(y + (r * heads + i) * cv + v, read, left(cv, v));
             }
         }
 }
@@ -164,12 +177,29 @@ static void listen(const struct Layer *l, REAL *p, const uint8_t *mask, const RE
     }
 }
 
+// Queries of all modules from their states; what they tell and ask each other. Both are made again in the backward pass,
+// since they are large and cheap.
+static void ask(const struct Stack *s, const struct Layer *l, int64_t t) {
+    const int64_t n = l->modules, d = l->size, keys = l->heads * l->key, first = s->cell.first_row;
+    for (int64_t k = 0; k < n; k++)
+        multiply(s->cell.end_row - first, h_before(l, s, t, first) + k * d, n * d, l->query + k * d * padded(keys), d,
+                 keys, l->q + (first * n + k) * keys, n * keys, NULL, 0);
+}
+
+static void speak(const struct Stack *s, const struct Layer *l, int64_t t) {
+    const int64_t n = l->modules, d = l->size, talks = talk_size(l), first = s->cell.first_row;
+    const REAL *u = l->u + (kept(l, t) * s->cell.batch + first) * n * d;
+    for (int64_t k = 0; k < n; k++)
+        multiply(s->cell.end_row - first, u + k * d, n * d, l->talk + k * d * padded(talks), d, talks,
+                 l->qkv + (first * n + k) * talks, n * talks, NULL, 0);
+}
+
 static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
     const struct Layer *l = &s->layers[layer];
     const struct Sequence *cell = &s->cell;
     const int64_t n = l->modules, d = l->size, K = l->active, H = l->heads, B = cell->batch, row = n * d;
     const int64_t read = H * l->value, fed = read + d, first = cell->first_row, rows = cell->end_row - first;
-    const int64_t told = l->comm_heads * l->comm_value, talks = talk_size(l), at = kept(l, t) * B;
+    const int64_t told = l->comm_heads * l->comm_value, at = kept(l, t) * B;
     const struct Space space = space_of(l, s);
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
@@ -177,12 +207,10 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
             multiply(rows, read_state(s, layer, slot, t, first), slot->size, slot->weight, slot->size, kv_size(l),
                      keys_at(l, s, i, t, first), kv_size(l), NULL, 0);
     }
-    REAL *q = l->q + at * n * H * l->key, *alpha = l->alpha + at * l->slots * n * H;
-    uint8_t *mask = l->mask + at * n;
+    REAL *q = l->q, *alpha = l->alpha + at * l->slots * n * H;
+    uint8_t *mask = l->mask + t * B * n;
     int32_t *chosen = l->chosen + at * K;
-    for (int64_t k = 0; k < n; k++)
-        multiply(rows, h_before(l, s, t, first) + k * d, row, l->query + k * d * padded(H * l->key), d, H * l->key,
-                 q + (first * n + k) * H * l->key, n * H * l->key, NULL, 0);
+    ask(s, l, t);
     for (int64_t b = first; b < cell->end_row; b++) {
         attend(l, s, t, b, q + b * n * H * l->key, alpha + b * l->slots * n * H, mask + b * n, chosen + b * K);
         if (t >= length(cell, b)) {  // a row that has ended: nobody moves
@@ -224,14 +252,12 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
                 if (mask[b * n + k]) memcpy(h + b * row + k * d, u + b * row + k * d, (size_t)d * sizeof(REAL));
         return;
     }
-    REAL *qkv = l->qkv + at * n * talks, *share = l->share + at * K * l->comm_heads * n;
+    REAL *qkv = l->qkv, *share = l->share + at * K * l->comm_heads * n;
     REAL *y = l->y + at * K * told, *p = l->p + at * K * 2 * d;
-    for (int64_t k = 0; k < n; k++)
-        multiply(rows, u + first * row + k * d, row, l->talk + k * d * padded(talks), d, talks,
-                 qkv + (first * n + k) * talks, n * talks, NULL, 0);
+    speak(s, l, t);
     for (int64_t b = first; b < cell->end_row; b++)
         if (chosen[b * K] < 0) memset(y + b * K * told, 0, (size_t)(K * told) * sizeof(REAL));
-        else talk(l, qkv + b * n * talks, chosen + b * K, share + b * K * l->comm_heads * n, y + b * K * told);
+        else talk(l, qkv + b * n * talk_size(l), chosen + b * K, share + b * K * l->comm_heads * n, y + b * K * told);
     multiply(rows * K, y + first * K * told, told, l->delta, told, 2 * d, p + first * K * 2 * d, 2 * d, l->delta_bias, 0);
     for (int64_t b = first; b < cell->end_row; b++)
         for (int64_t r = 0; r < K && chosen[b * K] >= 0; r++) {
@@ -251,31 +277,49 @@ void stack_forward(const struct Stack *s) {
 static void talk_back(const struct Layer *l, const REAL *qkv, const int32_t *chosen, const REAL *share, const REAL *dy,
                       REAL *dqkv) {
     const int64_t n = l->modules, heads = l->comm_heads, ck = l->comm_key, cv = l->comm_value, row = talk_size(l);
+    const int64_t K = l->active, all_heads = K * heads, wide = padded(all_heads);
     const REAL scale = 1 / __builtin_sqrt((double)ck);
-    REAL e[n];
-    for (int64_t r = 0; r < l->active; r++)
+    REAL e[n][wide], mean[wide];
+    vec part[wide];
+    memset(mean, 0, sizeof mean);
+    for (int64_t j = 0; j < n; j++) {
+        const REAL *values = qkv + j * row + 2 * heads * ck;
+        for (int64_t r = 0; r < K; r++)
+            for (int64_t i = 0; i < heads; i++)
+                part[r * heads + i] = products(dy + (r * heads + i) * cv, values + i * cv, cv);
+        write_totals(e[j], part, all_heads, 1);
+        for (int64_t a = 0; a < all_heads; a++) mean[a] += share[j * all_heads + a] * e[j][a];
+    }
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t a = 0; a < all_heads; a++) e[j][a] = scale * share[j * all_heads + a] * (e[j][a] - mean[a]);
+    for (int64_t j = 0; j < n; j++) {
+        REAL *own = dqkv + j * row;
+        VECTORS(v, heads * ck) store(own + v, (vec){}, left(heads * ck, v));
         for (int64_t i = 0; i < heads; i++) {
-            const int64_t query = chosen[r] * row + i * ck, keys = heads * ck + i * ck, values = 2 * heads * ck + i * cv;
-            const REAL *a = share + (r * heads + i) * n, *told = dy + (r * heads + i) * cv;
-            REAL mean = 0;
-            for (int64_t j = 0; j < n; j++) {
-                e[j] = dot(told, qkv + values + j * row, cv);
-                mean += a[j] * e[j];
-                add_scaled(dqkv + values + j * row, a[j], told, cv);
-            }
-            for (int64_t j = 0; j < n; j++) e[j] = scale * a[j] * (e[j] - mean);
             VECTORS(v, ck) {
                 const int some = left(ck, v);
-                const vec q = load(qkv + query + v, some);
-                vec dq = load(dqkv + query + v, some);
-                for (int64_t j = 0; j < n; j++) {
-                    REAL *dkey = dqkv + keys + j * row + v;
-                    dq += e[j] * load(qkv + keys + j * row + v, some);
-                    store(dkey, load(dkey, some) + e[j] * q, some);
-                }
-                store(dqkv + query + v, dq, some);
+                vec sum = {};
+                for (int64_t r = 0; r < K; r++)
+                    sum += e[j][r * heads + i] * load(qkv + chosen[r] * row + i * ck + v, some);
+                store(own + (heads + i) * ck + v, sum, some);
+            }
+            VECTORS(v, cv) {
+                const int some = left(cv, v);
+                vec sum = {};
+                for (int64_t r = 0; r < K; r++)
+                    sum += share[j * all_heads + r * heads + i] * load(dy + (r * heads + i) * cv + v, some);
+                store(own + 2 * heads * ck + i * cv + v, sum, some);
             }
         }
+    }
+    for (int64_t r = 0; r < K; r++)
+        for (int64_t i = 0; i < heads; i++)
+            VECTORS(v, ck) {
+                vec sum = {};
+                for (int64_t j = 0; j < n; j++)
+                    sum += e[j][r * heads + i] * load(qkv + j * row + (heads + i) * ck + v, left(ck, v));
+                store(dqkv + chosen[r] * row + i * ck + v, sum, left(ck, v));
+            }
 }
 
 // From the gradients of a candidate and its memory to those of its gates; dc becomes that of the old memory, dh takes
@@ -329,7 +373,7 @@ static void attend_back(const struct Layer *l, const struct Stack *s, int64_t t,
             }
         }
         for (int64_t slot = 0; slot < l->slots; slot++) {
-            e[slot] = total(sum[slot]);
+            e[slot] = sum_of(sum[slot]);
             mean += alpha[(slot * n + k) * H + i] * e[slot];
         }
         for (int64_t slot = 0; slot < l->slots; slot++) e[slot] = scale * alpha[(slot * n + k) * H + i] * (e[slot] - mean);
@@ -373,10 +417,11 @@ static void talking_back(const struct Stack *s, const struct Layer *l, const str
             }
         }
     multiply(rows * K, dp + first * K * 2 * d, 2 * d, l->delta_back, 2 * d, told, space->dy, told, NULL, 0);
-    memset(dqkv + first * n * talks, 0, (size_t)(rows * n * talks) * sizeof(REAL));
+    speak(s, l, t);
     for (int64_t b = first; b < cell->end_row; b++)
-        if (chosen[b * K] >= 0)
-            talk_back(l, l->qkv + (at + b) * n * talks, chosen + b * K, l->share + (at + b) * K * l->comm_heads * n,
+        if (chosen[b * K] < 0) memset(dqkv + b * n * talks, 0, (size_t)(n * talks) * sizeof(REAL));
+        else
+            talk_back(l, l->qkv + b * n * talks, chosen + b * K, l->share + (at + b) * K * l->comm_heads * n,
                       space->dy + (b - first) * K * told, dqkv + b * n * talks);
     for (int64_t k = 0; k < n; k++) {
         int64_t some = 0;
@@ -407,6 +452,7 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
     const uint8_t *mask = l->mask + at * n;
     const int lost_too = l->comm && !l->held && !l->blocked;  // candidates that lost have gradients
     if (l->comm) talking_back(s, l, &space, t);
+    ask(s, l, t);
     for (int64_t i = 0; i < l->slots; i++)
         memset(l->slot[i].grad + (at + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
     for (int64_t k = 0; k < n; k++) {
@@ -431,7 +477,7 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
         multiply(some, dz, 4 * d, l->gates_back + k * 4 * d * padded(fed), 4 * d, fed, space.x, fed, NULL, 0);
         for (int64_t i = 0; i < some; i++) {
             const int64_t b = space.list[i];
-            attend_back(l, s, t, b, k, l->q + ((at + b) * n + k) * keys, l->alpha + (at + b) * l->slots * n * H,
+            attend_back(l, s, t, b, k, l->q + (b * n + k) * keys, l->alpha + (at + b) * l->slots * n * H,
                         space.x + i * fed, dq + i * keys);
         }
         multiply(some, dq, keys, l->query_back + k * keys * padded(d), keys, d, space.x + read, fed, NULL, 1);

@@ -26,12 +26,12 @@ struct Layer {
     const REAL *h0, *c0;         // (B, n, d)
     REAL *h, *c;                 // (T, B, n, d); c of one step when nothing is kept
     // Kept for the backward pass, (T, B, ...), or of one step.
-    REAL *q, *alpha, *z, *u;     // (n, H dk), (slots, n H), (n, 4 d), (n, d)
-    REAL *qkv, *share, *y, *p;   // (n, Hc (2 ck + cv)), (K, Hc, n), (K, Hc cv), (K, 2 d)
-    uint8_t *mask;               // (n)
+    REAL *alpha, *z, *u;         // (slots, n H), (n, 4 d), (n, d)
+    REAL *share, *y, *p;         // (n, K Hc), (K, Hc cv), (K, 2 d)
     int32_t *chosen;             // (K), -1 in rows that have ended
+    uint8_t *mask;               // (n), of all steps in either case
     // Space, and gradients.
-    REAL *space;
+    REAL *space, *q, *qkv;       // (B, `space_row`), (B, n, H dk), (B, n, Hc (2 ck + cv))
     int32_t *list;               // (B)
     REAL *dh, *dc;               // (B, n, d): gradients of the state, in and out
     int64_t span, rows_wanted;   // steps that the following have room for; whether `rows` is to be filled
@@ -94,10 +94,66 @@ static void multiply(int64_t rows, const REAL *a, int64_t a_row, const REAL *w, 
     }
 }
 
-INLINE REAL dot(const REAL *a, const REAL *b, int64_t size) {
+// --- many sums at once -----------------------------------------------------------------------------------------------
+
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
+#ifdef SHUFFLES
+#if BYTES == 64 && !defined(DOUBLE)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#elif (BYTES == 64) || (BYTES == 32 && !defined(DOUBLE))
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#elif (BYTES == 32) || !defined(DOUBLE)
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
+#else
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3)
+#endif
+#endif
+
+// The sums of LANES vectors, one in each place; `part` is overwritten.
+INLINE vec totals(vec *part) {
+#ifdef SHUFFLES
+    for (int count = LANES; count > 1; count /= 2)  // neighbours are added, and half as many vectors remain
+        for (int i = 0; i < count / 2; i++) {
+            const vec a = part[2 * i], b = part[2 * i + 1];
+            part[i] = EVEN(a, b) + ODD(a, b);
+        }
+    return part[0];
+#else
+    vec sums;
+    for (int l = 0; l < LANES; l++) sums[l] = total(part[l]);
+    return sums;
+#endif
+}
+
+INLINE REAL sum_of(vec a) {
+#ifdef SHUFFLES
+    for (int width = LANES; width > 1; width /= 2) a = EVEN(a, a) + ODD(a, a);
+    return a[0];
+#else
+    return total(a);
+#endif
+}
+
+// out[i] = scale * total(part[i]) for `count` vectors; there is room up to a multiple of LANES, in both.
+INLINE void write_totals(REAL *out, vec *part, int64_t count, REAL scale) {
+    for (int64_t i = count; i < padded(count); i++) part[i] = (vec){};
+    VECTORS(i, count) store(out + i, scale * totals(part + i), LANES);
+}
+
+// The products of which a dot product is the sum, as one vector.
+INLINE vec products(const REAL *a, const REAL *b, int64_t size) {
     vec sum = {};
     VECTORS(u, size) sum += load(a + u, left(size, u)) * load(b + u, left(size, u));
-    return total(sum);
+    return sum;
 }
 
 INLINE void add_scaled(REAL *out, REAL scale, const REAL *a, int64_t size) {
