@@ -24,7 +24,6 @@ from mechanisms.papers._meta_rims.levels import Levels
 from mechanisms.papers._meta_rims.roles import Roles
 
 SOURCE = "Madan et al. 2021"
-CURVES = f"curves only ({SOURCE}; no figure was recovered)"
 EVERYWHERE = ("smoke", "laptop")
 TINY = roles.tiny()
 
@@ -40,7 +39,7 @@ ROLES = Experiment(
         Claim(
             "Reversing the roles of fast and slow parameters is worse",
             at_least("transfer_auc", "meta", "reversed", margin=0.04, bounds=(0, 1)),
-            published=f"reversed roles do not work nearly as well ({SOURCE}, abstract of the results; {CURVES})",
+            published=f"reversed roles do not work nearly as well ({SOURCE}; curves only)",
             scales=("laptop",),
             note="Area under the curve of success after the task has changed. Tried with two seeds: 0.70 and 0.66 "
             "against 0.57 and 0.58.",
@@ -91,7 +90,7 @@ ADAPTATION = Experiment(
                 at_least("transfer_auc", "fast-only", {"full": 0.9}, bounds=(0, 1)),
                 better_than("transfer_auc", "slow-only", {"full": 0.9}, higher=False, bounds=(0, 1)),
             ),
-            published=f"fast parameters adapt, slow ones are shared ({SOURCE}; not tested there like this)",
+            published=f"fast parameters adapt, slow ones are shared ({SOURCE}; not tested like this)",
             scales=("laptop",),
             note="90 % of the full adaptation's area under the curve; three seeds, so provisional whatever they say.",
         ),
@@ -172,7 +171,7 @@ LEVELS = Experiment(
                 ("meta", "joint"),
                 "meta reaches 90 % of joint's final success in at most 0.8 of the frames, in the median over pairs",
             ),
-            published=f"faster adaptation, direction only ({CURVES})",
+            published=f"faster adaptation ({SOURCE}; curves only)",
             scales=("paper",),
             note="Of the frames in which joint reaches it. Not seen at laptop scale.",
         ),
