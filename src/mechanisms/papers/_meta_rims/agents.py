@@ -92,7 +92,7 @@ def phases(inner_updates: int | float) -> FastSlowCallback:
 
 
 @torch.no_grad()
-def activity(model: Any, envs: Any, seed: int, steps: int = 64) -> dict[str, list[Any]]:
+def activity(model: Any, envs: Any, seed: int, steps: int) -> dict[str, list[Any]]:
     """Which modules are active in greedy episodes.
 
     Returns:

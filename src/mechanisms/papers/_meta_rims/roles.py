@@ -87,7 +87,7 @@ def run_roles(settings: Roles, variant: str, bench: Bench) -> dict[str, Any]:
     found = numbers("training", first) | numbers("transfer", second)
     if variant in MODULAR:
         seed = stream_seed(bench.seed, "activity")
-        found |= agents.activity(model, rooms(settings, "transfer", settings.num_envs), seed)
+        found |= agents.activity(model, rooms(settings, "transfer", settings.num_envs), seed, settings.max_steps)
     return found
 
 
@@ -236,7 +236,7 @@ def tiny(**changes: Any) -> Roles:
         "inner_updates": 1,
         "training_updates": 6,
         "transfer_updates": 6,
-        "max_steps": 16,
+        "max_steps": 8,
         "every": 2,
         "segment": 4,
         "evaluation": 8,
