@@ -177,7 +177,7 @@ def environments(settings: Levels, level: str, vocabulary: Any) -> Generator[Any
 
     options: dict[str, Any] = {} if settings.max_steps is None else {"max_steps": settings.max_steps}
     levels, _ = make_minigrid(level, settings.num_envs, workers=settings.workers, vocabulary=vocabulary, **options)
-    envs = SB3VecEnv(TransformReward(levels, lambda reward: reward * settings.reward_scale))
+    envs = SB3VecEnv(TransformReward(levels, lambda reward: reward * settings.reward_scale), bootstrap=False)
     try:
         yield envs
     finally:

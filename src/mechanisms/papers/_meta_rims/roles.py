@@ -177,7 +177,8 @@ def rooms(settings: Roles, which: str, num_envs: int) -> Any:
             num_balls=getattr(settings, f"{which}_balls"),
             missions=getattr(settings, f"{which}_missions"),
             max_steps=settings.max_steps,
-        )
+        ),
+        bootstrap=False,  # the time limit ends an episode, with a reward of 0
     )
 
 
