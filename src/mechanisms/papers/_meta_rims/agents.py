@@ -96,9 +96,9 @@ def activity(model: Any, envs: Any, seed: int, steps: int) -> dict[str, list[Any
     """Which modules are active in greedy episodes.
 
     Returns:
-        `activation`, step after step of the first environment's first episode whether each module is active, with
-        `activation_actions`, the actions taken; `active_by_action`, for each action the share of steps at which each
-        module is active, over all environments and `steps` steps.
+        `activation`, step after step whether each module is active, in the longest first episode that succeeded (that
+        of the first environment, if none did), with `activation_actions`, the actions taken; `active_by_action`, for
+        each action the share of steps at which each module is active, over all environments and `steps` steps.
     """
     policy: Any = model.policy
     policy.set_training_mode(False)
@@ -109,6 +109,7 @@ def activity(model: Any, envs: Any, seed: int, steps: int) -> dict[str, list[Any
     masks: list[Tensor] = []
     actions: list[np.ndarray] = []
     ends: list[np.ndarray] = []
+    wins: list[np.ndarray] = []
     for _ in range(steps):
         features = policy.extract_features(policy.obs_to_tensor(observations)[0])
         result = scan(core, features.unsqueeze(0), state, reset=starts, need_info=True)
@@ -116,12 +117,15 @@ def activity(model: Any, envs: Any, seed: int, steps: int) -> dict[str, list[Any
         logits = policy.action_net(policy.mlp_extractor.forward_actor(result.output[0]))
         masks.append(result.info.mask[0].cpu())
         actions.append(logits.argmax(1).cpu().numpy())
-        observations, _, done, _ = envs.step(actions[-1])
+        observations, rewards, done, _ = envs.step(actions[-1])
         ends.append(done)
+        wins.append(done & (rewards > 0))
         starts = torch.as_tensor(done).unsqueeze(0)
     active, taken = torch.stack(masks).numpy(), np.stack(actions)
-    first = np.stack(ends)[:, 0]
-    length = int(first.argmax()) + 1 if first.any() else steps
+    over, won = np.stack(ends), np.stack(wins)
+    lengths = np.where(over.any(0), over.argmax(0) + 1, steps)
+    first = over.argmax(0)
+    shown = int(np.where(won[first, np.arange(len(first))], lengths, 0).argmax())
     number = int(model.action_space.n)
     shares = np.stack(
         [
@@ -130,7 +134,7 @@ def activity(model: Any, envs: Any, seed: int, steps: int) -> dict[str, list[Any
         ]
     )
     return {
-        "activation": active[:length, 0].astype(int).ravel().tolist(),
-        "activation_actions": taken[:length, 0].tolist(),
+        "activation": active[: lengths[shown], shown].astype(int).ravel().tolist(),
+        "activation_actions": taken[: lengths[shown], shown].tolist(),
         "active_by_action": shares.round(3).ravel().tolist(),
     }

@@ -66,7 +66,12 @@ def draw_sixths(variants: tuple[str, ...]) -> Callable[[Cell], plotly.graph_obje
                 figure.add_scatter(
                     x=x,
                     y=y,
-                    error_y={"array": spread, "thickness": 1.2, "width": 5},
+                    error_y={
+                        "array": [min(half, 1 - mean) for half, mean in zip(spread, y, strict=True)],
+                        "arrayminus": [min(half, mean) for half, mean in zip(spread, y, strict=True)],
+                        "thickness": 1.2,
+                        "width": 5,
+                    },
                     mode="markers",
                     name=plain(variant),
                     marker={"size": 9, "symbol": SYMBOLS[place % len(SYMBOLS)], "color": PALETTE[place % 8][0]},
@@ -79,7 +84,7 @@ def draw_sixths(variants: tuple[str, ...]) -> Callable[[Cell], plotly.graph_obje
 
 
 def draw_activation(variant: str) -> Callable[[Cell], plotly.graph_objects.Figure]:
-    """Which modules are active at each step of one greedy episode, with the action taken, and how often by action."""
+    """Which modules are active at each step of one greedy episode, with the actions taken."""
 
     def draw(cell: Cell) -> plotly.graph_objects.Figure:
         records = [record for record in cell.of(variant) if record.metrics.get("activation")]
@@ -103,6 +108,7 @@ def draw_activation(variant: str) -> Callable[[Cell], plotly.graph_objects.Figur
         )
         for step, action in enumerate(actions, 1):
             figure.add_annotation(x=step, y=len(table) + 0.85, text="←→↑"[action], showarrow=False)
+        figure.update_xaxes(tick0=1, dtick=max(1, len(actions) // 12))
         figure.update_yaxes(tickvals=list(range(1, len(table) + 1)), range=[0.4, len(table) + 1.3])
         return figure
 
@@ -153,8 +159,8 @@ def _add(
     """A line with its band."""
     colour = PALETTE[place % len(PALETTE)][0]
     if any(half):
-        low = [m - h for m, h in zip(mean, half, strict=True)]
-        high = [m + h for m, h in zip(mean, half, strict=True)]
+        low = [max(m - h, 0.0) for m, h in zip(mean, half, strict=True)]
+        high = [min(m + h, 1.0) for m, h in zip(mean, half, strict=True)]
         figure.add_scatter(
             x=x + x[::-1],
             y=high + low[::-1],
