@@ -28,6 +28,7 @@ from mechanisms.recurrent.agents import (
     save_agent,
 )
 from mechanisms.worlds.grid import VectorGoTo
+from mechanisms.worlds.levels import make_minigrid
 
 LSTM = {"name": "LSTMCell", "hidden_size": 8}
 LEARNED = {"name": "LSTMCell", "hidden_size": 8, "learn_initial_state": True}
@@ -367,6 +368,28 @@ def test_an_agent_sees_pictures_and_missions() -> None:
     plain = policy.features_extractor({name: torch.as_tensor(one) for name, one in observation.items()})
     assert torch.allclose(features, plain)  # symbols, not divided by 255
     assert policy.predict(observation)[0].shape == (2,)
+
+
+def test_an_agent_learns_in_a_level_of_minigrid(tmp_path) -> None:
+    made, vocabulary = make_minigrid("BabyAI-GoToRedBallGrey-v0", 2, seed=0, workers=0)
+    env = SB3VecEnv(made)
+    model = agent(
+        RIM,
+        env,
+        n_steps=6,
+        batch_size=12,
+        fast_slow={"mode": "meta"},
+        policy={"features_extractor_class": BabyAIEncoder, "features_extractor_kwargs": {"word_size": 8}},
+    )
+    model.learn(24, callback=FastSlowCallback(1))
+    assert model.policy.features_extractor.words.num_embeddings == len(vocabulary)
+    assert model.policy.optimizer.phase == "slow"
+    save_agent(model, tmp_path / "agent.zip")
+    again = load_agent(tmp_path / "agent.zip", env, device="cpu")
+    assert same(values(model.policy), values(again.policy))
+    assert (again._last_obs["mission"] == model._last_obs["mission"]).all()
+    again.learn(12, callback=FastSlowCallback(1), reset_num_timesteps=False)
+    env.close()
 
 
 class Counter(gymnasium.Env):

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mechanisms.recurrent import Recurrent, RelevancyScreening, SparseAttentiveBacktracking, Zoneout, check_cell
 from mechanisms.recurrent._trees import tree_map
 from mechanisms.recurrent.bidirectional_rims import RIMCell, RIMInfo, RIMState
 from mechanisms.recurrent.checks import RULES
-from mechanisms.recurrent.rim_cell import RIMNoise
+from mechanisms.recurrent.rim_states import RIMNoise
 from mechanisms.recurrent.scan import scan
 from tests.recurrent.modular import SMALL, draw, slow_run, small
 
@@ -27,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"communicate": False},
     {"active": 4},
     {"active": 4, "input_attention": False},
+    {"active": 4, "input_attention": False, "input_heads": 2, "communicate": False},
     {"active": 4, "input_attention": False, "input_size": (3, 2), "input_heads": 2},
     {"competition": "modules"},
     {"competition": "modules", "input_heads": 2, "cell": "gru", "active": 3},
@@ -279,6 +282,17 @@ def test_under_autocast_leaves_keep_their_type_and_outputs_are_close_while_the_c
     torch.testing.assert_close(output, plain, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"cell": "gru", "input_heads": 2}, {"competition": "modules"}])
+def test_in_half_precision_all_but_the_scores_follow(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    cell = RIMCell(3, 4, 6, 2, **SMALL, **options, dtype=dtype)
+    output, state, info = scan(cell, torch.randn(5, 2, 3).to(dtype), need_info=True)
+    output.float().sum().backward()
+    assert output.dtype == state.h.dtype == dtype
+    assert info.null.dtype == torch.float32
+    assert cell.dynamics.weight_hh.grad is not None
+
+
 def test_candidates_and_held_states_agree_when_all_are_active() -> None:
     x = draw(6, 2, 3)
     one, two = small(active=4, comm_source="candidate"), small(active=4, comm_source="held")
@@ -324,6 +338,30 @@ def test_gradients_pass_gradcheck_away_from_ties(options: dict[str, Any]) -> Non
     check_cell(lambda: small(**{"hidden": 2, "modules": 3, "active": 2, **options}), skip=set(RULES) - {"gradient"})
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.tuples(*[st.integers(1, 4)] * 6),
+    st.sampled_from(["lstm", "gru"]),
+    st.sampled_from(["candidate", "held"]),
+    st.booleans(),
+)
+def test_any_sizes_give_the_method_as_written_down(
+    slots: list[int], numbers: tuple[int, ...], kind: str, source: str, block: bool
+) -> None:
+    hidden, modules, active, heads, comm_heads, size = numbers
+    options = {"cell": kind, "comm_source": source, "block_inactive_grad": block, "input_heads": heads}
+    options |= {"comm_heads": comm_heads, "key_size": size, "value_size": hidden, "comm_value_size": active}
+    cell = small(tuple(slots), hidden, modules, min(active, modules), **options).eval()
+    x = inputs_of(cell, 3, 1)
+    output = scan(cell, x).output
+    found = slow_run([cell], (None,), tuple(slot[:, 0] for slot in x))
+    want = torch.stack([step[0].h.flatten() for step in found]).unsqueeze(1)
+    torch.testing.assert_close(output, want, rtol=0, atol=1e-12)
+    for mine, theirs in zip(gradients(cell, output), gradients(cell, want), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("options", [{}, {"cell": "gru", "input_heads": 2}, {"competition": "modules"}])
 def test_gradients_of_gradients_are_those_of_the_method_as_written_down(options: dict[str, Any]) -> None:
     cell, x = small(**options).eval(), draw(3, 1, 3).requires_grad_()
@@ -339,9 +377,12 @@ def test_gradients_of_gradients_are_those_of_the_method_as_written_down(options:
     assert any(bool(one.any()) for one in seconds[0])
 
 
-def test_all_parameters_get_gradients_in_time() -> None:
+def test_all_parameters_and_the_first_state_get_gradients_in_time() -> None:
     cell = small()
-    scan(cell, draw(8, 16, 3)).output.sum().backward()
+    start = tree_map(lambda leaf: draw(*leaf.shape).requires_grad_(), cell.initial_state(16))
+    scan(cell, draw(8, 16, 3), start).output.sum().backward()
+    assert bool(start.h.grad.any())
+    assert bool(start.c.grad.any())
     for name, parameter in cell.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.any()), name
@@ -467,6 +508,10 @@ def test_wrong_states_and_inputs_say_what_to_do() -> None:
         cell(torch.ones(2, 3), RIMState(flat, flat))
     with pytest.raises(TypeError, match="does not belong to RIMCell"):
         cell(torch.ones(2, 3), (flat, flat))
+    with pytest.raises(TypeError, match="does not belong to RIMCell"):
+        cell(torch.ones(2, 3), RIMState(torch.zeros(2, 6, 4)))
+    with pytest.raises(TypeError, match="does not belong to RIMCell"):
+        RIMCell(3, 4, 6, 2, cell="gru")(torch.ones(2, 3), cell.initial_state(2))
     with pytest.raises(ValueError, match="input_size=3"):
         cell(torch.ones(2, 5))
     with pytest.raises(TypeError, match="embed tokens first"):

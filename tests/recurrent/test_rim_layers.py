@@ -108,7 +108,7 @@ def test_inactive_modules_can_be_kept_from_the_layer_above() -> None:
     want = scan(upper, handed.flatten(2)).output
     output, (h, _) = network(x)
     torch.testing.assert_close(output, want, rtol=0, atol=1e-12)
-    assert torch.equal(h[0], result.state.h)
+    torch.testing.assert_close(h[0], result.state.h, rtol=0, atol=1e-12)
     assert not torch.allclose(output, rim()(x)[0])
 
 

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"GLN_qs\.w has shape \(3, 4, 5\)"):
         load_reference_state_dict(RIMCell(5, D, N, 2, **{**good, "key_size": 7}), dense)
     with pytest.raises(ValueError, match="weight_ih has shape"):
-        load_reference_state_dict(RIMCell(5, 5, N, 2, **good), dense | {"inp_att.GLN_qs.w": torch.zeros(N, 5, KEYS)})
+        load_reference_state_dict(RIMCell(5, D, N, 2, **{**good, "value_size": 8}), dense)
     with pytest.raises(ValueError, match="the same input again"):
         load_reference_state_dict(RIMCell((5, 5), D, N, 2, **good), dense)
     with pytest.raises(ValueError, match="the cell lacks one"):

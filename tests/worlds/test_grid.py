@@ -378,7 +378,8 @@ def test_steps_and_resets_that_cannot_be_are_refused() -> None:
     ("changes", "message"),
     [
         ({"rooms": np.zeros((1, 3, 3), int)}, "rooms has shape"),
-        ({"headings": np.array([4])}, "headings has values from 4 to 4; at most 3"),
+        ({"headings": np.array([4])}, "headings has values from 4 to 4; they must be from 0 to 3"),
+        ({"steps": np.array([-1])}, "steps has values from -1 to -1; they must be 0 or more"),
         ({"positions": np.array([[0, 0]])}, "stands where a ball is"),
         ({"speed": 1}, "the state has"),
     ],

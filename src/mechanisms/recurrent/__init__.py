@@ -68,11 +68,11 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.relevancy_layers import RelLSTM as RelLSTM
     from mechanisms.recurrent.relevancy_layers import RelRNN as RelRNN
     from mechanisms.recurrent.rim_cell import RIMCell as RIMCell
-    from mechanisms.recurrent.rim_cell import RIMInfo as RIMInfo
-    from mechanisms.recurrent.rim_cell import RIMState as RIMState
     from mechanisms.recurrent.rim_layers import BRIM as BRIM
     from mechanisms.recurrent.rim_layers import RIM as RIM
     from mechanisms.recurrent.rim_reference import load_reference_state_dict as load_reference_state_dict
+    from mechanisms.recurrent.rim_states import RIMInfo as RIMInfo
+    from mechanisms.recurrent.rim_states import RIMState as RIMState
     from mechanisms.recurrent.rotations import cayley_init_ as cayley_init_
     from mechanisms.recurrent.rotations import henaff_init_ as henaff_init_
     from mechanisms.recurrent.scan import ScanResult as ScanResult
@@ -142,8 +142,8 @@ _HOMES: dict[str, str] = {
     "Noise": "protocol",
     "RIM": "rim_layers",
     "RIMCell": "rim_cell",
-    "RIMInfo": "rim_cell",
-    "RIMState": "rim_cell",
+    "RIMInfo": "rim_states",
+    "RIMState": "rim_states",
     "RNNCell": "cells",
     "RNNState": "cells",
     "RecallScores": "tasks",

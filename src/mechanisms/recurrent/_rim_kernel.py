@@ -51,15 +51,16 @@ class LayerJob(Struct):
         *fields(ctypes.c_void_p, "query_back", "gates_back", "talk_back", "delta_back", "bias", "delta_bias"),
         *fields(ctypes.c_void_p, "read_mask", "comm_mask", "h0", "c0", "h", "c", "alpha", "z", "u"),
         *fields(ctypes.c_void_p, "share", "y", "p", "chosen", "mask", "space", "q", "qkv", "list", "dh", "dc"),
-        *fields(ctypes.c_int64, "span", "rows_wanted"),
-        *fields(ctypes.c_void_p, "rows", "dz", "dq", "count", "dqkv", "dp"),
+        *fields(ctypes.c_int64, "span"),
+        *fields(ctypes.c_void_p, "rows", "dz", "dq", "count", "dqkv", "dp", "sum_query", "sum_gates", "sum_bias"),
+        *fields(ctypes.c_void_p, "sum_talk", "sum_delta", "sum_delta_bias"),
     )
 
 
 class StackJob(Struct):
     """`struct Stack` of rims.h."""
 
-    _fields_ = (("cell", SequenceJob), ("count", ctypes.c_int64), ("layers", ctypes.c_void_p))
+    _fields_ = (("cell", SequenceJob), *fields(ctypes.c_int64, "part", "count"), ("layers", ctypes.c_void_p))
 
 
 class LayerShape(NamedTuple):
@@ -475,7 +476,6 @@ class _Run:
         del room
         self._spaces(jobs)
         threads = threads_for(steps, batch, self.work)
-        parts = [batch * part // threads for part in range(threads + 1)]
         grad_out = None if grads[0] is None else grads[0].contiguous()
         job.cell.point(grad_out=grad_out)
         row = sum(
@@ -484,16 +484,12 @@ class _Run:
         )
         span = max(1, min(steps, GATHERED // max(1, batch * row * self.like.element_size())))
         passes = [
-            _LayerBackward(self, place, layer, own, needed, span, grads[2 + 2 * place : 4 + 2 * place], parts)
+            _LayerBackward(self, place, layer, own, needed, span, grads[2 + 2 * place : 4 + 2 * place], threads)
             for place, (layer, own) in enumerate(zip(self.layers, jobs, strict=True))
         ]
         for end in range(steps, 0, -span):
             job.cell.begin, job.cell.end = max(0, end - span), end
-            for one in passes:
-                one.count.zero_()
-            over_rows(self.library.stack_backward, job, threads)
-            for one in passes:
-                one.add(job.cell.begin, end, kept[0])
+            over_rows(self.library.stack_backward, job, threads, lambda own, part: setattr(own, "part", part))
         found: list[Tensor | None] = [None] * len(self.flat)
         for one in passes:
             one.finish(found, needed, output, kept[0], passes)
@@ -502,7 +498,7 @@ class _Run:
 
 
 class _LayerBackward:
-    """Gradients of one layer: room for those of a chunk, and their sums."""
+    """Gradients of one layer: room for those of a chunk of steps, and their sums."""
 
     def __init__(
         self,
@@ -513,89 +509,46 @@ class _LayerBackward:
         needed: Sequence[bool],
         span: int,
         grads: Sequence[Any],
-        parts: list[int],
+        parts: int,
     ) -> None:
-        self.run, self.place, self.layer, self.job, self.span, self.parts = run, place, layer, job, span, parts
-        shape, own, like, batch = layer.shape, layer.own, run.like, run.batch
+        self.run, self.place, self.layer, self.job = run, place, layer, job
+        shape, like, batch = layer.shape, run.like, run.batch
         self.wants = dict(zip(LayerTensors._fields, needed[layer.at : layer.at + OWN], strict=True))
-        names = ("query", "ih", "hh")
-        n, d = shape.modules, shape.size
-        made = [torch.zeros_like(own.h) if grads[0] is None else grads[0].clone(memory_format=torch.contiguous_format)]
-        if not shape.gru:
-            one = grads[1]
-            made.append(torch.zeros_like(own.h) if one is None else one.clone(memory_format=torch.contiguous_format))
-        self.dh, self.dc = made[0], made[1] if len(made) > 1 else None
-        self.rows = like.new_empty(n, batch * span, shape.read + d) if any(self.wants[one] for one in names) else None
-        self.dz = like.new_empty(n, batch * span, 4 * d)
-        self.dq = like.new_empty(n, batch * span, shape.heads * shape.key)
-        self.count = torch.zeros(batch, n, dtype=torch.int64)
-        self.dqkv = like.new_empty(span * batch, n, shape.talk)
-        self.dp = like.new_empty(span * batch * shape.active, 2 * d)
+        n, d, fed, keys = shape.modules, shape.size, shape.read + shape.size, shape.heads * shape.key
+        told = shape.comm_heads * shape.comm_value
+        sizes = {
+            "query": (("query",), (n, d, keys)),
+            "gates": (("ih", "hh"), (n, fed, 4 * d)),
+            "bias": (("bias_ih", "bias_hh"), (n, 4 * d)),
+            "talk": (("talk_query", "talk_key", "talk_value"), (n, d, shape.talk)),
+            "delta": (("told", "gate"), (told, 2 * d)),
+            "delta_bias": (("told_bias", "gate_bias"), (2 * d,)),
+        }
+        self.sums = {
+            name: like.new_zeros(parts, *size)
+            for name, (names, size) in sizes.items()
+            if any(self.wants[one] for one in names)
+        }
+        job.point(**{f"sum_{name}": one for name, one in self.sums.items()})
+        self.dh, self.dc = (
+            torch.zeros_like(layer.own.h) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+            for grad in grads
+        )
+        self.count = torch.zeros(parts, n, dtype=torch.int64)
         self.slot_grads = [like.new_empty(run.steps * batch, shape.kv) for _ in layer.slots]
-        job.span, job.rows_wanted = span, self.rows is not None
-        job.point(dh=self.dh, dc=self.dc, rows=self.rows, dz=self.dz, dq=self.dq, count=self.count)
-        job.point(dqkv=self.dqkv, dp=self.dp)
-        for place, grad in enumerate(self.slot_grads):
-            job.slot[place].point(grad=grad)
+        job.point(dh=self.dh, dc=self.dc, count=self.count)
+        for slot, grad in enumerate(self.slot_grads):
+            job.slot[slot].point(grad=grad)
+        room, rows = _Space(like), n * batch * span
+        if "gates" in self.sums or "query" in self.sums:
+            room.add(job, "rows", rows * fed)
+        room.add(job, "dz", rows * 4 * d)
+        room.add(job, "dq", rows * keys)
+        room.add(job, "dqkv", rows * shape.talk)
+        room.add(job, "dp", span * batch * shape.active * 2 * d + run.lanes)  # whole vectors are read, also at the end
+        job.span, self.room = span, room.make()
         run._pack_forward(layer, job)
         run._pack_backward(layer, job)
-        self.sums: dict[str, Tensor] = {}
-        if self.wants["bias_ih"] or self.wants["bias_hh"]:
-            self.sums["bias"] = like.new_zeros(n, 4 * d)
-        self.sums |= {
-            name: torch.zeros_like(getattr(own, name), memory_format=torch.contiguous_format)
-            for name in names
-            if self.wants[name]
-        }
-        if any(self.wants[name] for name in ("talk_query", "talk_key", "talk_value")):
-            self.sums["talk"] = like.new_zeros(n, d, shape.talk)
-        if any(self.wants[name] for name in ("told", "gate")):
-            self.sums["delta"] = like.new_zeros(2 * d, shape.comm_heads * shape.comm_value)
-        if any(self.wants[name] for name in ("told_bias", "gate_bias")):
-            self.sums["delta_bias"] = like.new_zeros(2 * d)
-
-    def add(self, begin: int, end: int, kept: Tensor) -> None:
-        """Take in the steps from `begin` to `end`."""
-        shape, sums, batch = self.layer.shape, self.sums, self.run.batch
-        d, read = shape.size, shape.read
-        if self.rows is not None or "bias" in sums:
-            counts = self.count[self.parts[:-1]].tolist()
-            for first, numbers in zip(self.parts, counts, strict=False):
-                for k, count in enumerate(numbers):
-                    part = slice(first * self.span, first * self.span + count)
-                    self._add_module(k, part, d, read)
-        if "talk" in sums:
-            rows = (end - begin) * batch
-            u = self.run._view(kept, self.job.u, (self.run.steps * batch, shape.modules, d))
-            fed = u[begin * batch : end * batch].permute(1, 2, 0)
-            sums["talk"].baddbmm_(fed, self.dqkv[:rows].transpose(0, 1))
-        dp = self.dp[: (end - begin) * batch * shape.active]
-        if "delta" in sums:
-            told = shape.comm_heads * shape.comm_value
-            y = self.run._view(kept, self.job.y, (self.run.steps * batch * shape.active, told))
-            sums["delta"].addmm_(dp.t(), y[begin * batch * shape.active : end * batch * shape.active])
-        if "delta_bias" in sums:
-            sums["delta_bias"] += dp.sum(0)
-
-    def _add_module(self, k: int, part: slice, d: int, read: int) -> None:
-        sums, dz = self.sums, self.dz[k, part]
-        if "bias" in sums:
-            sums["bias"][k] += dz.sum(0)
-        if self.rows is None:
-            return
-        rows = self.rows[k, part]
-        if "query" in sums:
-            sums["query"][k].addmm_(rows[:, read:].t(), self.dq[k, part])
-        if not self.layer.shape.gru:
-            for name, fed in (("ih", rows[:, :read]), ("hh", rows[:, read:])):
-                if name in sums:
-                    sums[name][k].addmm_(fed.t(), dz)
-            return
-        if "ih" in sums:
-            sums["ih"][k].addmm_(rows[:, :read].t(), dz[:, : 3 * d])
-        if "hh" in sums:
-            sums["hh"][k][:, : 2 * d].addmm_(rows[:, read:].t(), dz[:, : 2 * d])
-            sums["hh"][k][:, 2 * d :].addmm_(rows[:, read:].t(), dz[:, 3 * d :])
 
     def finish(
         self,
@@ -606,23 +559,27 @@ class _LayerBackward:
         passes: list["_LayerBackward"],
     ) -> None:
         """Put the layer's gradients in their places."""
-        layer, sums, run = self.layer, self.sums, self.run
+        layer, run = self.layer, self.run
         shape, d = layer.shape, layer.shape.size
-        gradients: dict[str, Tensor | None] = {"h": self.dh, "c": self.dc}
-        gradients |= {name: sums.get(name) for name in ("query", "ih", "hh")}
+        sums = {name: one[0] if len(one) == 1 else one.sum(0) for name, one in self.sums.items()}
+        gradients: dict[str, Tensor | None] = {"h": self.dh, "c": self.dc, "query": sums.get("query")}
+        if "gates" in sums:
+            read, own = sums["gates"].split([shape.read, d], 1)
+            # A GRU's n has columns of its own for what h gives.
+            gradients["ih"] = read[..., : 3 * d] if shape.gru else read
+            gradients["hh"] = torch.cat([own[..., : 2 * d], own[..., 3 * d :]], 2) if shape.gru else own
         if "bias" in sums:
             bias = sums["bias"]
             gradients["bias_ih"] = bias[:, : 3 * d] if shape.gru else bias
-            if shape.gru:
-                gradients["bias_hh"] = torch.cat([bias[:, : 2 * d], bias[:, 3 * d :]], 1)
+            gradients["bias_hh"] = torch.cat([bias[:, : 2 * d], bias[:, 3 * d :]], 1) if shape.gru else None
         if "talk" in sums:
             ck, cv = shape.comm_heads * shape.comm_key, shape.comm_heads * shape.comm_value
             parts = sums["talk"].split([ck, ck, cv], 2)
             gradients |= zip(("talk_query", "talk_key", "talk_value"), parts, strict=True)
         if "delta" in sums:
-            gradients["told"], gradients["gate"] = sums["delta"][:d], sums["delta"][d:]
+            gradients["told"], gradients["gate"] = sums["delta"].t().split(d)
         if "delta_bias" in sums:
-            gradients["told_bias"], gradients["gate_bias"] = sums["delta_bias"][:d], sums["delta_bias"][d:]
+            gradients["told_bias"], gradients["gate_bias"] = sums["delta_bias"].split(d)
         for place, name in enumerate(LayerTensors._fields):
             if self.wants[name]:
                 found[layer.at + place] = gradients.get(name)

@@ -107,7 +107,7 @@ class RecurrentPolicy(RecurrentActorCriticPolicy):
     def _build_mlp_extractor(self) -> None:
         given = self._given
 
-        def core() -> SB3Core:
+        def core() -> Any:  # which sb3 takes for the nn.LSTM that it knows
             return SB3Core(make_cell(given["cell"], self.features_dim), given["noise_in_update"]).to(self.device)
 
         self.lstm_actor = core()
@@ -140,7 +140,7 @@ class RecurrentPolicy(RecurrentActorCriticPolicy):
         fast_extra: bool = True,
         fast_rate: float | int = 1.0,
         slow_rate: float | int = 1.0,
-        max_grad_norm: float | int | tuple[float | int, float | int] | list[float | int] | None = 0.5,
+        max_grad_norm: Any = 0.5,
         together: bool = False,
     ) -> FastSlow:
         fast, slow = mode(self) if callable(mode) else split_fast_slow(self, mode, fast_extra)
@@ -170,7 +170,7 @@ class RecurrentPolicy(RecurrentActorCriticPolicy):
     # --- running them -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _process_sequence(
+    def _process_sequence(  # pyrefly: ignore
         features: Tensor, lstm_states: tuple[Tensor, Tensor], episode_starts: Tensor, lstm: Any
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The core over (sequences * steps, features), sequence by sequence; the outputs in the same order."""
@@ -180,9 +180,9 @@ class RecurrentPolicy(RecurrentActorCriticPolicy):
         output, states = lstm(sequence, lstm_states, starts)
         return output.swapaxes(0, 1).flatten(0, 1), states
 
-    def _latents(self, obs: Any, lstm_states: RNNStates, episode_starts: Tensor) -> tuple[Tensor, Tensor, RNNStates]:
+    def _latents(self, obs: Any, lstm_states: Any, episode_starts: Tensor) -> tuple[Tensor, Tensor, RNNStates]:
         """What goes into the heads of the actor and of the critic, and the states after."""
-        features = self.extract_features(obs)
+        features: Any = self.extract_features(obs)
         own, other = (features, features) if self.share_features_extractor else features
         actor, after = self._process_sequence(own, lstm_states.pi, episode_starts, self.lstm_actor)
         if self.lstm_critic is not None:

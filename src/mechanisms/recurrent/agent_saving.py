@@ -85,7 +85,7 @@ def save_agent(model: RecurrentPPO, path: str | os.PathLike[str]) -> None:
         raise TypeError(f"{type(model).__name__} is no agent of RecurrentPPO with a RecurrentPolicy")
     settings, missing = _written({name: _plain(getattr(model, name)) for name in ARGUMENTS})
     policy, left_out = _written(model.policy_kwargs)
-    numpy_state = np.random.get_state()  # noqa: NPY002 - sb3 shuffles with numpy's global stream
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002 - sb3 shuffles with numpy's global stream
     run = {
         "random.torch": torch.get_rng_state().numpy(),
         "random.numpy": np.asarray(numpy_state[1]),
@@ -252,7 +252,7 @@ def _own(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _fill(policy: RecurrentPolicy, saved: Mapping[str, torch.Tensor]) -> None:
+def _fill(policy: torch.nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
     own = _own(policy)
     differ = sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]
     if differ:

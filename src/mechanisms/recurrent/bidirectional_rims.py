@@ -21,9 +21,10 @@ from mechanisms.recurrent.grouped import GroupGRUCell, GroupLinear, GroupLSTMCel
 from mechanisms.recurrent.module_activity import activation_vector, held_fraction, specialisation
 from mechanisms.recurrent.module_attention import CommunicationAttention, InputAttention
 from mechanisms.recurrent.parameter_groups import parameter_groups
-from mechanisms.recurrent.rim_cell import RIMCell, RIMInfo, RIMState
+from mechanisms.recurrent.rim_cell import RIMCell
 from mechanisms.recurrent.rim_layers import BRIM, RIM
 from mechanisms.recurrent.rim_reference import load_reference_state_dict
+from mechanisms.recurrent.rim_states import RIMInfo, RIMState
 
 __all__ = [
     "BRIM",

@@ -25,7 +25,8 @@ from mechanisms.recurrent._rim_sequence import brim_sequence, brim_step
 from mechanisms.recurrent._trees import Tree
 from mechanisms.recurrent.module_attention import stacked
 from mechanisms.recurrent.protocol import Cell, Device
-from mechanisms.recurrent.rim_cell import Folded, RIMCell, RIMNoise, RIMState, Slots, StepWeights, check_leaves
+from mechanisms.recurrent.rim_cell import RIMCell
+from mechanisms.recurrent.rim_states import Folded, RIMNoise, RIMState, Slots, StepWeights, check_leaves
 
 
 class BRIMCell(Cell):

@@ -1,6 +1,7 @@
 """The parameters that learn fast and those that learn slowly: of a network with RIMs, with LSTM cells, or one's own."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ def _gates(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
                 if getattr(cell, name, None) is None:
                     continue
                 parametrize.register_parametrization(cell, name, _Halves())
-            pieces = cell.parametrizations[name]  # pyrefly: ignore
+            pieces: Any = cell.parametrizations[name]  # pyrefly: ignore
             slow.append(pieces.original0)
             fast.append(pieces.original1)
         # Learned initial states belong to no gate; they go with the fast ones, as the state does.

@@ -205,7 +205,7 @@ class GroupLSTMCell(_GroupCell):
         """Draw all parameters anew, uniform within `bound`, the bias as a sum of two."""
         super().reset_parameters()
         with torch.no_grad():
-            self.bias += torch.empty_like(self.bias).uniform_(-self.bound, self.bound)
+            self.bias.add_(torch.empty_like(self.bias).uniform_(-self.bound, self.bound))
 
     def forward(
         self,

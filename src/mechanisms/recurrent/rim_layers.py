@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 from mechanisms.recurrent._trees import first_tensor, shapes, tree_map
 from mechanisms.recurrent.brim_cell import BRIMCell
 from mechanisms.recurrent.module import Recurrent
-from mechanisms.recurrent.rim_cell import RIMCell, RIMState
+from mechanisms.recurrent.rim_cell import RIMCell
+from mechanisms.recurrent.rim_states import RIMState
 
 
 class _ModularNetwork(nn.Module):
@@ -278,7 +279,7 @@ class BRIM(_ModularNetwork):
             for name, leaf, zeros in zip(one._fields, one, wanted, strict=True):
                 if (leaf is None) != (zeros is None):
                     raise TypeError(f"layer {place} of the state: expected {shapes(wanted)}, got {shapes(one)}")
-                if leaf is not None:
+                if leaf is not None and zeros is not None:
                     shape = tuple(zeros.shape) if batched else tuple(zeros.shape[1:])
                     layout = "(B, n, d)" if batched else "(n, d)"
                     self._fitting(f"{name} of layer {place}", leaf, shape, steps, layout)

@@ -67,7 +67,7 @@ def load_reference_state_dict(
     return [name for name in found if name not in needed]
 
 
-Target = tuple[tuple[str, ...], nn.Parameter, Callable[..., Tensor]]
+Target = tuple[tuple[str, ...], Tensor, Callable[..., Tensor]]
 
 
 def _targets(cell: RIMCell, core: str) -> list[Target]:

@@ -456,7 +456,7 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
     for (int64_t i = 0; i < l->slots; i++)
         memset(l->slot[i].grad + (at + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
     for (int64_t k = 0; k < n; k++) {
-        const int64_t start = (k * B + first) * l->span + l->count[first * n + k];
+        const int64_t start = (k * B + first) * l->span + l->count[s->part * n + k];
         REAL *dz = l->dz + start * 4 * d, *dq = l->dq + start * keys;
         int64_t some = 0;
         for (int64_t b = first; b < cell->end_row; b++) {
@@ -467,7 +467,7 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
             candidate_back(l, l->z + ((at + b) * n + k) * 4 * d, h, l->gru ? NULL : c_before(l, s, t, b) + k * d,
                            l->comm ? space.arrived + (b - first) * row + k * d : l->dh + own, dz + some * 4 * d,
                            l->dh + own, l->gru ? NULL : l->dc + own, won);
-            if (l->rows_wanted) {
+            if (l->rows) {
                 REAL *x = l->rows + (start + some) * fed;
                 read_values(l, s, t, b, k, l->alpha + (at + b) * l->slots * n * H, x);
                 memcpy(x + read, h, (size_t)d * sizeof(REAL));
@@ -483,13 +483,43 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
         multiply(some, dq, keys, l->query_back + k * keys * padded(d), keys, d, space.x + read, fed, NULL, 1);
         for (int64_t i = 0; i < some; i++)
             add_scaled(l->dh + space.list[i] * row + k * d, 1, space.x + i * fed + read, d);
-        l->count[first * n + k] += some;
+        l->count[s->part * n + k] += some;
     }
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
         if (slot->source >= 0)
             multiply(rows, slot->grad + (at + first) * kv_size(l), kv_size(l), slot->back, kv_size(l), slot->size,
                      s->layers[slot->source].dh + first * slot->size, slot->size, NULL, 1);
+    }
+}
+
+// What these steps add to the gradients of weights.
+static void add_sums(const struct Stack *s, const struct Layer *l) {
+    const struct Sequence *cell = &s->cell;
+    const int64_t n = l->modules, d = l->size, K = l->active, B = cell->batch, first = cell->first_row;
+    const int64_t keys = l->heads * l->key, read = l->heads * l->value, fed = read + d, talks = talk_size(l);
+    const int64_t told = l->comm_heads * l->comm_value;
+    for (int64_t k = 0; k < n; k++) {
+        const int64_t start = (k * B + first) * l->span, own = s->part * n + k, count = l->count[own];
+        const REAL *rows = l->rows + start * fed, *dz = l->dz + start * 4 * d;
+        if (l->sum_gates) add_outer(count, rows, fed, fed, dz, 4 * d, 4 * d, l->sum_gates + own * fed * 4 * d);
+        if (l->sum_bias) add_rows(count, dz, 4 * d, l->sum_bias + own * 4 * d);
+        if (l->sum_query)
+            add_outer(count, rows + read, fed, d, l->dq + start * keys, keys, keys, l->sum_query + own * d * keys);
+        l->count[own] = 0;
+    }
+    // Steps lie behind each other, so that all are one when this call has all rows.
+    const int64_t some = cell->end_row - first, every = cell->end - cell->begin, whole = some == B;
+    const int64_t rows = whole ? every * B : some;
+    for (int64_t t = 0; l->comm && t < (whole ? 1 : every); t++) {
+        const int64_t at = t * B + first, from = (cell->begin + t) * B + first;
+        for (int64_t k = 0; l->sum_talk && k < n; k++)
+            add_outer(rows, l->u + (from * n + k) * d, n * d, d, l->dqkv + (at * n + k) * talks, n * talks, talks,
+                      l->sum_talk + (s->part * n + k) * d * talks);
+        const REAL *dp = l->dp + at * K * 2 * d;
+        if (l->sum_delta)
+            add_outer(rows * K, l->y + from * K * told, told, told, dp, 2 * d, 2 * d, l->sum_delta + s->part * told * 2 * d);
+        if (l->sum_delta_bias) add_rows(rows * K, dp, 2 * d, l->sum_delta_bias + s->part * 2 * d);
     }
 }
 
@@ -503,4 +533,5 @@ void stack_backward(const struct Stack *s) {
             add_scaled(top->dh + first * row, 1, s->cell.grad_out + (t * s->cell.batch + first) * row, rows * row);
         for (int64_t layer = s->count - 1; layer >= 0; layer--) layer_backward(s, layer, t);
     }
+    for (int64_t layer = 0; layer < s->count; layer++) add_sums(s, &s->layers[layer]);
 }

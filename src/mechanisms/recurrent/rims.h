@@ -34,15 +34,17 @@ struct Layer {
     REAL *space, *q, *qkv;       // (B, `space_row`), (B, n, H dk), (B, n, Hc (2 ck + cv))
     int32_t *list;               // (B)
     REAL *dh, *dc;               // (B, n, d): gradients of the state, in and out
-    int64_t span, rows_wanted;   // steps that the following have room for; whether `rows` is to be filled
-    REAL *rows, *dz, *dq;        // compact, for each module: what entered its gates, the gates' and queries' gradients
-    int64_t *count;              // (B, n): how many rows each module has there, at the first row of the call
+    int64_t span;                // steps that the following have room for
+    REAL *rows, *dz, *dq;        // gathered, for each module: what entered its gates (or NULL), gradients of gates, queries
+    int64_t *count;              // (parts, n): how many rows each module has there
     REAL *dqkv, *dp;             // (span, B, n, ...), (span, B, K, 2 d)
+    // Sums, (parts, ...), added to, or NULL: of the matrices and vectors above, `delta` as (Hc cv, 2 d).
+    REAL *sum_query, *sum_gates, *sum_bias, *sum_talk, *sum_delta, *sum_delta_bias;
 };
 
 struct Stack {
     struct Sequence cell;        // of it: steps, batch, the rows and the steps of this call, lengths, grad_out
-    int64_t count;
+    int64_t part, count;         // which of the calls that share the rows; how many layers
     const struct Layer *layers;
 };
 
@@ -91,6 +93,73 @@ static void multiply(int64_t rows, const REAL *a, int64_t a_row, const REAL *w, 
                 for (int v = 0; v < count; v++)
                     store(out + (row + r) * out_row + u + v * LANES, sum[r][v], v == count - 1 ? last : LANES);
         }
+    }
+}
+
+// sum (k, columns) += x^T g for some rows of x (k) and g (columns). Whole vectors of g are read, also at its end.
+INLINE void fixed_outer(int some, int count, int64_t rows, const REAL *x, int64_t x_row, const REAL *g, int64_t g_row,
+                        REAL *sum, int64_t columns, int last) {
+    vec a[BLOCK][4];
+#pragma GCC unroll 6
+    for (int i = 0; i < some; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) a[i][v] = (vec){};
+    for (int64_t r = 0; r < rows; r++) {
+        vec b[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) b[v] = *(const loose *)(g + r * g_row + v * LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < some; i++) {
+            const vec one = all(x[r * x_row + i]);
+#pragma GCC unroll 4
+            for (int v = 0; v < count; v++) a[i][v] += one * b[v];
+        }
+    }
+    for (int i = 0; i < some; i++)
+        for (int v = 0; v < count; v++) {
+            const int n = v == count - 1 ? last : LANES;
+            REAL *out = sum + i * columns + v * LANES;
+            store(out, load(out, n) + a[i][v], n);
+        }
+}
+
+static void outer(int some, int count, int64_t rows, const REAL *x, int64_t x_row, const REAL *g, int64_t g_row,
+                  REAL *sum, int64_t columns, int last) {
+#define OUTER(some, count) fixed_outer(some, count, rows, x, x_row, g, g_row, sum, columns, last)
+#define OUTERS(count)                                   \
+    switch (some) {                                     \
+        case 1: OUTER(1, count); break;                 \
+        case 2: OUTER(2, count); break;                 \
+        case 3: OUTER(3, count); break;                 \
+        case 4: OUTER(ROWS(4), count); break;           \
+        case 5: OUTER(ROWS(5), count); break;           \
+        default: OUTER(BLOCK, count);                   \
+    }
+    if (count == 4) OUTERS(4)
+    else if (count == 3) OUTERS(3)
+    else if (count == 2) OUTERS(2)
+    else OUTERS(1)
+}
+
+#define NEAR 128  // rows that are gone through at once, so that they are still in the cache for the next columns
+static void add_outer(int64_t rows, const REAL *x, int64_t x_row, int64_t k, const REAL *g, int64_t g_row,
+                      int64_t columns, REAL *sum) {
+    for (int64_t row = 0; row < rows; row += NEAR)
+        for (int64_t u = 0; u < columns; u += 4 * LANES) {
+            const int count = columns - u < 4 * LANES ? (int)((columns - u + LANES - 1) / LANES) : 4;
+            const int last = left(columns, u + (count - 1) * LANES);
+            for (int64_t i = 0; i < k; i += BLOCK)
+                outer(k - i < BLOCK ? (int)(k - i) : BLOCK, count, rows - row < NEAR ? rows - row : NEAR,
+                      x + row * x_row + i, x_row, g + row * g_row + u, g_row, sum + i * columns + u, columns, last);
+        }
+}
+
+static void add_rows(int64_t rows, const REAL *g, int64_t columns, REAL *sum) {
+    VECTORS(u, columns) {
+        const int n = left(columns, u);
+        vec a = load(sum + u, n);
+        for (int64_t r = 0; r < rows; r++) a += load(g + r * columns + u, n);
+        store(sum + u, a, n);
     }
 }
 

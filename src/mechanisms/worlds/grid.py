@@ -309,8 +309,10 @@ class VectorGoTo(VectorEnv):
             shape = shapes.get(name, (self.num_envs,))
             if values.shape != shape or values.dtype.kind not in "iu":
                 raise ValueError(f"{name} has shape {values.shape} ({values.dtype}); it must be whole numbers {shape}")
-            if values.min() < 0 or values.max() > limits.get(name, np.inf):
-                raise ValueError(f"{name} has values from {values.min()} to {values.max()}; at most {limits.get(name)}")
+            most = limits.get(name)
+            if values.min() < 0 or (most is not None and values.max() > most):
+                bounds = "0 or more" if most is None else f"from 0 to {most}"
+                raise ValueError(f"{name} has values from {values.min()} to {values.max()}; they must be {bounds}")
         row, column = found["positions"].T
         if found["rooms"][np.arange(self.num_envs), row, column].any():
             raise ValueError("positions: an agent stands where a ball is")
