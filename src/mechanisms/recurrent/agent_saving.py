@@ -76,10 +76,14 @@ def save_agent(model: RecurrentPPO, path: str | os.PathLike[str]) -> None:
     Raises:
         TypeError: the policy is another one.
 
-    >>> save_agent(object(), "agent.zip")  # doctest: +IGNORE_EXCEPTION_DETAIL
-    Traceback (most recent call last):
-        ...
-    TypeError: object is no agent of RecurrentPPO with a RecurrentPolicy
+    >>> import tempfile
+    >>> cell = {"name": "GRUCell", "hidden_size": 8}
+    >>> model = RecurrentPPO(RecurrentPolicy, "CartPole-v1", policy_kwargs={"cell": cell}, device="cpu")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_agent(model, f"{folder}/agent.zip")
+    ...     again = load_agent(f"{folder}/agent.zip", "CartPole-v1", device="cpu")
+    >>> again.policy_kwargs["cell"]
+    {'name': 'GRUCell', 'hidden_size': 8}
     """
     if not isinstance(model, RecurrentPPO) or not isinstance(model.policy, RecurrentPolicy):
         raise TypeError(f"{type(model).__name__} is no agent of RecurrentPPO with a RecurrentPolicy")
@@ -135,7 +139,8 @@ def load_agent(
 ) -> RecurrentPPO:
     """An agent that `save_agent` has written.
 
-    Go on with `model.learn(..., reset_num_timesteps=False)`: sb3 resets the environment otherwise.
+    Go on with `model.learn(..., reset_num_timesteps=False)`: sb3 resets the environment otherwise. The random streams
+    of torch and NumPy, which sb3 draws from, are set to where they were.
 
     Args:
         path: the file.
@@ -150,10 +155,14 @@ def load_agent(
     Raises:
         ValueError: it is no such file, settings are missing, or the environment is of another kind.
 
-    >>> load_agent("pyproject.toml", None)  # doctest: +IGNORE_EXCEPTION_DETAIL
-    Traceback (most recent call last):
-        ...
-    ValueError: pyproject.toml was not written by save_agent
+    >>> import tempfile
+    >>> cell = {"name": "GRUCell", "hidden_size": 8}
+    >>> model = RecurrentPPO(RecurrentPolicy, "CartPole-v1", policy_kwargs={"cell": cell}, device="cpu")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_agent(model, f"{folder}/agent.zip")
+    ...     again = load_agent(f"{folder}/agent.zip", "CartPole-v1", learning_rate=1e-4, device="cpu")
+    >>> again.learning_rate
+    0.0001
     """
     try:
         with zipfile.ZipFile(path) as archive:
