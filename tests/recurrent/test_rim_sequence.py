@@ -175,7 +175,6 @@ def test_chunks_and_threads_change_no_more_than_rounding(kind: str, monkeypatch)
     case = Case(CELLS[kind](block_inactive_grad=False))
     expected = case.run("kernel")
     monkeypatch.setattr(rim_kernel, "GATHERED", 1 << 15)
-    monkeypatch.setattr(rim_kernel, "HOISTED", 1 << 12)
     monkeypatch.setattr(rim_kernel, "threads_for", lambda *sizes: 3)
     check_same(expected, case.run("kernel"), TOLERANCE[torch.float64])
     with torch.no_grad():

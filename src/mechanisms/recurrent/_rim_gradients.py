@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mechanisms.recurrent._rim_jobs import OWN, LayerJob, LayerTensors, RunLayer, Space, view
+from mechanisms.recurrent._rim_jobs import OWN, LayerJob, LayerTensors, RunLayer, Space
 
 if TYPE_CHECKING:
     from mechanisms.recurrent._rim_kernel import Run
@@ -21,7 +21,6 @@ class LayerGradients:
     def __init__(
         self,
         run: "Run",
-        place: int,
         layer: RunLayer,
         job: LayerJob,
         needed: Sequence[bool],
@@ -29,7 +28,7 @@ class LayerGradients:
         grads: Sequence[Any],
         parts: int,
     ) -> None:
-        self.run, self.place, self.layer, self.job = run, place, layer, job
+        self.layer, self.job = layer, job
         shape, like, batch = layer.shape, run.like, run.batch
         self.wants = dict(zip(LayerTensors._fields, needed[layer.at : layer.at + OWN], strict=True))
         n, d, fed, keys = shape.modules, shape.size, shape.read + shape.size, shape.heads * shape.key
@@ -53,31 +52,30 @@ class LayerGradients:
             for grad in grads
         )
         self.count = torch.zeros(parts, n, dtype=torch.int64)
-        self.slot_grads = [like.new_empty(run.steps * batch, shape.kv) for _ in layer.slots]
         job.point(dh=self.dh, dc=self.dc, count=self.count)
-        for slot, grad in enumerate(self.slot_grads):
-            job.slot[slot].point(grad=grad)
+        self.slots: list[tuple[Tensor | None, Tensor | None]] = []  # gradients of the input and of the matrix
+        for slot, (source, matrix) in enumerate(layer.slots):
+            at = layer.at + OWN + 2 * slot
+            grad_x = torch.empty_like(run.inputs[source]) if source >= 0 and needed[source] else None
+            total = like.new_zeros(parts, *matrix.shape) if needed[at] or needed[at + 1] else None
+            self.slots.append((grad_x, total))
+            job.slot[slot].point(grad_x=grad_x, sum=total)
         room, rows = Space(), n * batch * span
         if "gates" in self.sums or "query" in self.sums:
             room.add(job, "rows", rows * fed)
         room.add(job, "dz", rows * 4 * d)
         room.add(job, "dq", rows * keys)
         room.add(job, "dqkv", rows * shape.talk)
-        room.add(job, "dp", span * batch * shape.active * 2 * d + run.lanes)  # whole vectors are read, also at the end
+        room.add(job, "dp", span * batch * shape.active * 2 * d)
+        for slot in range(len(layer.slots)):
+            room.add(job.slot[slot], "grad", span * batch * shape.kv)
         job.span, self.room = span, room.point(like.new_empty(room.total))
         run.pack_forward(layer, job)
         run.pack_backward(layer, job)
 
-    def finish(
-        self,
-        found: list[Tensor | None],
-        needed: Sequence[bool],
-        output: Tensor,
-        kept: Tensor,
-        passes: list["LayerGradients"],
-    ) -> None:
+    def finish(self, found: list[Tensor | None]) -> None:
         """Put the layer's gradients in their places."""
-        layer, run = self.layer, self.run
+        layer = self.layer
         shape, d = layer.shape, layer.shape.size
         sums = {name: one[0] if len(one) == 1 else one.sum(0) for name, one in self.sums.items()}
         gradients: dict[str, Tensor | None] = {"h": self.dh, "c": self.dc, "query": sums.get("query")}
@@ -101,29 +99,10 @@ class LayerGradients:
         for place, name in enumerate(LayerTensors._fields):
             if self.wants[name]:
                 found[layer.at + place] = gradients.get(name)
-        split = shape.heads * shape.key
-        for place, (source, matrix) in enumerate(layer.slots):
-            grad, at = self.slot_grads[place], layer.at + OWN + 2 * place
-            for offset, part in ((0, grad[:, :split]), (1, grad[:, split:])):
-                if needed[at + offset]:
-                    found[at + offset] = self._fed(place, part, output, kept, passes)
-            if source >= 0 and needed[source]:
-                x = run.inputs[source]
-                found[source] = torch.mm(grad, matrix).view_as(x)
-
-    def _fed(self, place: int, grad: Tensor, output: Tensor, kept: Tensor, passes: list["LayerGradients"]) -> Tensor:
-        """Gradients of all steps, transposed, times what a slot reads."""
-        source, run = self.layer.slots[place][0], self.run
-        if source >= 0:
-            x = run.inputs[source]
-            return torch.mm(grad.t(), x.view(-1, x.shape[-1]))
-        other = self.layer.shape.sources[place]
-        layer, rows = run.layers[other], run.steps * run.batch
-        size = layer.shape.modules * layer.shape.size
-        top = layer is run.layers[-1]
-        h = output.view(rows, size) if top else view(kept, passes[other].job.h, (rows, size))
-        if other < self.place:
-            return torch.mm(grad.t(), h)
-        # The layer above is read as it was a step before.
-        result = torch.mm(grad[: run.batch].t(), layer.own.h.view(run.batch, size))
-        return result.addmm_(grad[run.batch :].t(), h[: rows - run.batch])
+        for slot, (grad_x, total) in enumerate(self.slots):
+            at, keys = layer.at + OWN + 2 * slot, shape.heads * shape.key
+            if total is not None:
+                whole = total[0] if len(total) == 1 else total.sum(0)
+                found[at], found[at + 1] = (whole[:keys] if keys else None), whole[keys:]
+            if grad_x is not None:
+                found[layer.slots[slot][0]] = grad_x

@@ -18,7 +18,10 @@ INPUT = -1  # what a slot reads, when it is not a layer
 class SlotJob(Struct):
     """`struct Slot` of rims.h."""
 
-    _fields_ = (*fields(ctypes.c_int64, "source", "size"), *fields(ctypes.c_void_p, "weight", "back", "kv", "grad"))
+    _fields_ = (
+        *fields(ctypes.c_int64, "source", "size"),
+        *fields(ctypes.c_void_p, "weight", "back", "x", "kv", "grad", "grad_x", "sum"),
+    )
 
 
 class LayerJob(Struct):

@@ -1,6 +1,6 @@
 """Modular layers over whole sequences, on the CPU, in one call of C each way: RIMs, and stacks of them (BRIMs).
 
-The same numbers as the steps of the cells. Keys and values of the input are made for all steps at once; the rest is in
+The same numbers as the steps of the cells. Keys and values of the input are made for many steps at once; the rest is in
 the loop of `rims.c`. Its backward pass is written by hand: a module that lost a step has no gradient there (with the
 defaults), so it takes no part; what entered the gates of those that won is gathered, module by module, and multiplied
 with the gates' gradients for many steps at once. Gradients of weights that are frozen are not computed.
@@ -33,7 +33,7 @@ from mechanisms.recurrent._rim_jobs import (
 
 SOURCE = "rims.c"
 GATHERED = 1 << 23  # bytes of gathered rows and gradients that are held at once in the backward pass
-HOISTED = 1 << 26  # bytes of keys and values of the input that are held at once where nothing is kept
+AHEAD = 64  # as in rims.h: steps whose keys and values of the input are made at once
 
 
 def run_stack(
@@ -59,7 +59,7 @@ def run_stack(
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in flat):
         output, mask, *states = _Stacked.apply(plan, *flat)
     else:
-        output, mask, states = Run(plan, flat).infer()
+        output, mask, states = Run(plan, flat).forward(keep=False)[:3]
     return output, mask, list(zip(states[::2], states[1::2], strict=True))
 
 
@@ -156,31 +156,11 @@ class Run:
 
     # --- forward ------------------------------------------------------------------------------------------------------
 
-    def infer(self) -> tuple[Tensor, Tensor, list[Any]]:
-        """Outputs, activity and last states, with keys and values of so many steps at a time as fit."""
-        size = sum(layer.shape.kv for layer in self.layers for place, *_ in layer.slots if place >= 0)
-        some = max(1, HOISTED // max(1, self.batch * size * self.like.element_size()))
-        if some >= self.steps or self.plan.lengths is not None:
-            return self.forward(keep=False)[:3]
-        outputs, states = [], []
-        flat = list(self.flat)
-        for begin in range(0, self.steps, some):
-            part = slice(begin, begin + some)
-            flat[: len(self.inputs)] = [one[part] for one in self.inputs]
-            masks = tuple(tuple(None if one is None else one[part] for one in pair) for pair in self.plan.masks)
-            *found, states, _ = Run(self.plan._replace(masks=masks), flat).forward(keep=False)
-            outputs.append(found)
-            for layer, h, c in zip(self.layers, states[::2], states[1::2], strict=True):
-                flat[layer.at : layer.at + 2] = [h, c]
-        output, mask = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        return output, mask, states
-
     def forward(self, *, keep: bool) -> tuple[Tensor, Tensor, list[Any], list[Tensor]]:
         """Outputs, the top layer's activity, last states, and what the backward pass needs."""
         shape = self.layers[-1].shape
         output = self.like.new_empty(self.steps, self.batch, shape.modules * shape.size)
-        keys = [self._keys(layer, place) for layer in self.layers for place in range(len(layer.slots))]
-        job, jobs, kept = self._jobs(output, keys, keep=keep)
+        job, jobs, kept = self._jobs(output, keep=keep)
         for layer, own in zip(self.layers, jobs, strict=True):
             self.pack_forward(layer, own)
         self._spaces(jobs)
@@ -194,24 +174,15 @@ class Run:
             states.append(None if layer.shape.gru else view(kept[0], own.c, (kept_steps, *one))[-1].clone())
         mask = view(kept[2], jobs[-1].mask, (self.steps, self.batch, shape.modules)).clone()
         self.alive.clear()
-        return output, mask, states, [*kept, *(one for one in keys if one is not None)] if keep else []
-
-    def _keys(self, layer: RunLayer, place: int) -> Tensor | None:
-        """Keys and values of the input at all steps; `None` where a slot reads a layer."""
-        source, matrix = layer.slots[place]
-        if source < 0:
-            return None
-        x = self.inputs[source]
-        return torch.mm(x.view(-1, x.shape[-1]), matrix.t())
+        return output, mask, states, kept if keep else []
 
     def _jobs(
-        self, output: Tensor, keys: list[Tensor | None], *, keep: bool, kept: list[Tensor] | None = None
+        self, output: Tensor, *, keep: bool, kept: list[Tensor] | None = None
     ) -> tuple[StackJob, Any, list[Tensor]]:
         """The structs of C, and what a step makes: room for it, of all steps or of one, or where it has been kept."""
         jobs = (LayerJob * len(self.layers))()
         reals, small, bytes_ = Space(), Space(), Space()
         rows = self.batch * (self.steps if keep else 1)
-        given = iter(keys)
         for layer, job, masks in zip(self.layers, jobs, self.plan.masks, strict=True):
             shape = layer.shape
             for name, value in shape._asdict().items():
@@ -236,12 +207,10 @@ class Run:
             small.add(job, "chosen", rows * active)
             bytes_.add(job, "mask", self.steps * self.batch * n)
             for place, own in enumerate(layer.slots):
-                slot, made = job.slot[place], next(given)
+                slot, ahead = job.slot[place], rows if own[0] < 0 or keep else self.batch * AHEAD
                 slot.source, slot.size = shape.sources[place], own[1].shape[1]
-                if made is None:
-                    reals.add(slot, "kv", rows * shape.kv)
-                else:
-                    slot.kv = made.data_ptr()
+                slot.point(x=self.inputs[own[0]] if own[0] >= 0 else None)
+                reals.add(slot, "kv", ahead * shape.kv)
         if kept is None:
             kept = [
                 self.like.new_empty(space.total, dtype=kind)
@@ -249,7 +218,7 @@ class Run:
             ]
         for space, made in zip((reals, small, bytes_), kept, strict=True):
             space.point(made)
-        self.alive += [jobs, kept, output, keys]
+        self.alive += [jobs, kept, output]
         job = StackJob(count=len(self.layers), layers=ctypes.addressof(jobs))
         job.cell.steps, job.cell.batch, job.cell.end = self.steps, self.batch, self.steps
         job.cell.point(lengths=self.plan.lengths)
@@ -292,9 +261,8 @@ class Run:
             # The linear layers act as y = x W^T, so that the transposed is what is multiplied with.
             job.point(talk=self._packed(talk), delta=self._packed(delta, back=True), delta_bias=bias)
             self.alive.append(bias)
-        for place, (source, matrix) in enumerate(layer.slots):
-            if source < 0:
-                job.slot[place].point(weight=self._packed(matrix, back=True))
+        for place, (_, matrix) in enumerate(layer.slots):
+            job.slot[place].point(weight=self._packed(matrix, back=True))
 
     def pack_backward(self, layer: RunLayer, job: LayerJob) -> None:
         """Their transposes."""
@@ -303,9 +271,8 @@ class Run:
         job.point(gates_back=self._packed(layer.gates, back=True))
         if job.comm:
             job.point(talk_back=self._packed(_talk(layer.own), back=True), delta_back=self._packed(_delta(layer.own)))
-        for place, (source, matrix) in enumerate(layer.slots):
-            if source < 0:
-                job.slot[place].point(back=self._packed(matrix))
+        for place, (_, matrix) in enumerate(layer.slots):
+            job.slot[place].point(back=self._packed(matrix))
 
     # --- backward -----------------------------------------------------------------------------------------------------
 
@@ -314,9 +281,7 @@ class Run:
     ) -> Iterator[Tensor | None]:
         """Gradients of all that was given, where they are needed."""
         steps, batch = self.steps, self.batch
-        given = iter(kept[3:])
-        keys = [next(given) if place >= 0 else None for layer in self.layers for place, *_ in layer.slots]
-        job, jobs, _ = self._jobs(output, keys, keep=True, kept=kept[:3])
+        job, jobs, _ = self._jobs(output, keep=True, kept=kept)
         self._spaces(jobs)
         threads = threads_for(steps, batch, self.work)
         grad_out = None if grads[0] is None else grads[0].contiguous()
@@ -327,7 +292,7 @@ class Run:
         )
         span = max(1, min(steps, GATHERED // max(1, batch * row * self.like.element_size())))
         passes = [
-            LayerGradients(self, place, layer, own, needed, span, grads[2 + 2 * place : 4 + 2 * place], threads)
+            LayerGradients(self, layer, own, needed, span, grads[2 + 2 * place : 4 + 2 * place], threads)
             for place, (layer, own) in enumerate(zip(self.layers, jobs, strict=True))
         ]
         for end in range(steps, 0, -span):
@@ -335,7 +300,7 @@ class Run:
             over_rows(self.library.stack_backward, job, threads, lambda own, part: setattr(own, "part", part))
         found: list[Tensor | None] = [None] * len(self.flat)
         for one in passes:
-            one.finish(found, needed, output, kept[0], passes)
+            one.finish(found)
         self.alive.clear()
         return iter(found)
 

@@ -45,14 +45,14 @@ static void attend(const struct Layer *l, const struct Stack *s, int64_t t, int6
         write_totals(e[slot], part, all_heads, scale);
     }
     VECTORS(u, all_heads) {
-        const vec a = load(e[0] + u, LANES), c = l->slots > 1 ? load(e[1] + u, LANES) : all(-LIMIT);
+        const vec a = take(e[0] + u, LANES), c = l->slots > 1 ? take(e[1] + u, LANES) : all(-LIMIT);
         vec most = SELECT(a > 0, a, (vec){});
         if (l->slots > 1) most = SELECT(c > most, c, most);
         const vec none = exp_(-most), one = exp_(a - most), two = l->slots > 1 ? exp_(c - most) : (vec){};
         const vec sum = none + one + two;
-        store(empty + u, none / sum, LANES);
-        store(alpha + u, one / sum, left(all_heads, u));
-        if (l->slots > 1) store(alpha + all_heads + u, two / sum, left(all_heads, u));
+        put(empty + u, none / sum, LANES);
+        put(alpha + u, one / sum, left(all_heads, u));
+        if (l->slots > 1) put(alpha + all_heads + u, two / sum, left(all_heads, u));
     }
     for (int64_t k = 0; k < l->modules; k++) {
         null[k] = 0;
@@ -72,9 +72,9 @@ static void read_values(const struct Layer *l, const struct Stack *s, int64_t t,
         VECTORS(u, dv) {
             const int some = left(dv, u);
             const int64_t v = i * dv + u;
-            vec a = one * load(first + v, some);
-            if (second) a += two * load(second + v, some);
-            store(out + v, a * dropped(l->read_mask, at + v, l->read_scale, some), some);
+            vec a = one * take(first + v, some);
+            if (second) a += two * take(second + v, some);
+            put(out + v, a * dropped(l->read_mask, at + v, l->read_scale, some), some);
         }
     }
 }
@@ -84,18 +84,18 @@ static void candidate(const struct Layer *l, REAL *z, const REAL *h, const REAL 
     const int64_t d = l->size;
     VECTORS(j, d) {
         const int n = left(d, j);
-        const vec a = load(z + j, n), b = load(z + d + j, n), g = load(z + 2 * d + j, n), o = load(z + 3 * d + j, n);
+        const vec a = take(z + j, n), b = take(z + d + j, n), g = take(z + 2 * d + j, n), o = take(z + 3 * d + j, n);
         if (l->gru) {
             const vec r = sigmoid(a), keep = sigmoid(b), fresh = tanh_(g + r * o);
-            store(z + j, r, n), store(z + d + j, keep, n), store(z + 2 * d + j, fresh, n);
-            store(u + j, (1 - keep) * fresh + keep * load(h + j, n), n);
+            put(z + j, r, n), put(z + d + j, keep, n), put(z + 2 * d + j, fresh, n);
+            put(u + j, (1 - keep) * fresh + keep * take(h + j, n), n);
             continue;
         }
         const vec in = sigmoid(a), forget = sigmoid(b), cell = tanh_(g), out = sigmoid(o);
-        const vec memory = forget * load(c + j, n) + in * cell;
-        store(z + j, in, n), store(z + d + j, forget, n), store(z + 2 * d + j, cell, n), store(z + 3 * d + j, out, n);
-        store(u + j, out * tanh_(memory), n);
-        if (won) store(c_new + j, memory, n);
+        const vec memory = forget * take(c + j, n) + in * cell;
+        put(z + j, in, n), put(z + d + j, forget, n), put(z + 2 * d + j, cell, n), put(z + 3 * d + j, out, n);
+        put(u + j, out * tanh_(memory), n);
+        if (won) put(c_new + j, memory, n);
     }
 }
 
@@ -115,17 +115,17 @@ static void talk(const struct Layer *l, const REAL *qkv, const int32_t *chosen, 
         write_totals(e[j], part, all_heads, scale);
     }
     VECTORS(a, all_heads) {
-        vec most = load(e[0] + a, LANES), sum = {};
+        vec most = take(e[0] + a, LANES), sum = {};
         for (int64_t j = 1; j < n; j++) {
-            const vec one = load(e[j] + a, LANES);
+            const vec one = take(e[j] + a, LANES);
             most = SELECT(one <= most, most, one);
         }
         for (int64_t j = 0; j < n; j++) {
-            const vec one = exp_(load(e[j] + a, LANES) - most);
+            const vec one = exp_(take(e[j] + a, LANES) - most);
             sum += one;
-            store(e[j] + a, one, LANES);
+            put(e[j] + a, one, LANES);
         }
-        for (int64_t j = 0; j < n; j++) store(e[j] + a, load(e[j] + a, LANES) / sum, LANES);
+        for (int64_t j = 0; j < n; j++) put(e[j] + a, take(e[j] + a, LANES) / sum, LANES);
     }
     for (int64_t j = 0; j < n; j++) memcpy(share + j * all_heads, e[j], (size_t)all_heads * sizeof(REAL));
     for (int64_t r = 0; r < l->active; r++)
@@ -133,8 +133,8 @@ static void talk(const struct Layer *l, const REAL *qkv, const int32_t *chosen, 
             const REAL *values = qkv + 2 * heads * ck + i * cv;
             VECTORS(v, cv) {
                 vec read = {};
-                for (int64_t j = 0; j < n; j++) read += e[j][r * heads + i] * load(values + j * row + v, left(cv, v));
-                store(y + (r * heads + i) * cv + v, read, left(cv, v));
+                for (int64_t j = 0; j < n; j++) read += e[j][r * heads + i] * take(values + j * row + v, left(cv, v));
+                put(y + (r * heads + i) * cv + v, read, left(cv, v));
             }
         }
 }
@@ -144,9 +144,9 @@ static void listen(const struct Layer *l, REAL *p, const uint8_t *mask, const RE
     const int64_t d = l->size;
     VECTORS(j, d) {
         const int n = left(d, j);
-        const vec told = tanh_(load(p + j, n) * dropped(mask, j, l->comm_scale, n)), gate = sigmoid(load(p + d + j, n));
-        store(p + j, told, n), store(p + d + j, gate, n);
-        store(h + j, load(u + j, n) + gate * told, n);
+        const vec told = tanh_(take(p + j, n) * dropped(mask, j, l->comm_scale, n)), gate = sigmoid(take(p + d + j, n));
+        put(p + j, told, n), put(p + d + j, gate, n);
+        put(h + j, take(u + j, n) + gate * told, n);
     }
 }
 
@@ -173,21 +173,21 @@ static void talk_back(const struct Layer *l, const REAL *qkv, const int32_t *cho
         for (int64_t a = 0; a < all_heads; a++) e[j][a] = scale * share[j * all_heads + a] * (e[j][a] - mean[a]);
     for (int64_t j = 0; j < n; j++) {
         REAL *own = dqkv + j * row;
-        VECTORS(v, heads * ck) store(own + v, (vec){}, left(heads * ck, v));
+        VECTORS(v, heads * ck) put(own + v, (vec){}, left(heads * ck, v));
         for (int64_t i = 0; i < heads; i++) {
             VECTORS(v, ck) {
                 const int some = left(ck, v);
                 vec sum = {};
                 for (int64_t r = 0; r < K; r++)
-                    sum += e[j][r * heads + i] * load(qkv + chosen[r] * row + i * ck + v, some);
-                store(own + (heads + i) * ck + v, sum, some);
+                    sum += e[j][r * heads + i] * take(qkv + chosen[r] * row + i * ck + v, some);
+                put(own + (heads + i) * ck + v, sum, some);
             }
             VECTORS(v, cv) {
                 const int some = left(cv, v);
                 vec sum = {};
                 for (int64_t r = 0; r < K; r++)
-                    sum += share[j * all_heads + r * heads + i] * load(dy + (r * heads + i) * cv + v, some);
-                store(own + 2 * heads * ck + i * cv + v, sum, some);
+                    sum += share[j * all_heads + r * heads + i] * take(dy + (r * heads + i) * cv + v, some);
+                put(own + 2 * heads * ck + i * cv + v, sum, some);
             }
         }
     }
@@ -196,8 +196,8 @@ static void talk_back(const struct Layer *l, const REAL *qkv, const int32_t *cho
             VECTORS(v, ck) {
                 vec sum = {};
                 for (int64_t j = 0; j < n; j++)
-                    sum += e[j][r * heads + i] * load(qkv + j * row + (heads + i) * ck + v, left(ck, v));
-                store(dqkv + chosen[r] * row + i * ck + v, sum, left(ck, v));
+                    sum += e[j][r * heads + i] * take(qkv + j * row + (heads + i) * ck + v, left(ck, v));
+                put(dqkv + chosen[r] * row + i * ck + v, sum, left(ck, v));
             }
 }
 
@@ -208,22 +208,22 @@ static void candidate_back(const struct Layer *l, const REAL *z, const REAL *h, 
     const int64_t d = l->size;
     VECTORS(j, d) {
         const int n = left(d, j);
-        const vec e = load(arrived + j, n);
-        const vec a = load(z + j, n), b = load(z + d + j, n), g = load(z + 2 * d + j, n), o = load(z + 3 * d + j, n);
-        const vec held = won ? (vec){} : load(dh + j, n);
+        const vec e = take(arrived + j, n);
+        const vec a = take(z + j, n), b = take(z + d + j, n), g = take(z + 2 * d + j, n), o = take(z + 3 * d + j, n);
+        const vec held = won ? (vec){} : take(dh + j, n);
         if (l->gru) {
             const vec dfresh = e * (1 - b) * (1 - g * g);
-            store(dz + j, dfresh * o * a * (1 - a), n), store(dz + d + j, e * (load(h + j, n) - g) * b * (1 - b), n);
-            store(dz + 2 * d + j, dfresh, n), store(dz + 3 * d + j, dfresh * a, n);
-            store(dh + j, held + e * b, n);
+            put(dz + j, dfresh * o * a * (1 - a), n), put(dz + d + j, e * (take(h + j, n) - g) * b * (1 - b), n);
+            put(dz + 2 * d + j, dfresh, n), put(dz + 3 * d + j, dfresh * a, n);
+            put(dh + j, held + e * b, n);
             continue;
         }
-        const vec old = load(c + j, n), th = tanh_(b * old + a * g), later = load(dc + j, n);
+        const vec old = take(c + j, n), th = tanh_(b * old + a * g), later = take(dc + j, n);
         const vec dmemory = (won ? later : (vec){}) + e * o * (1 - th * th);
-        store(dz + j, dmemory * g * a * (1 - a), n), store(dz + d + j, dmemory * old * b * (1 - b), n);
-        store(dz + 2 * d + j, dmemory * a * (1 - g * g), n), store(dz + 3 * d + j, e * th * o * (1 - o), n);
-        store(dh + j, held, n);
-        store(dc + j, (won ? (vec){} : later) + dmemory * b, n);
+        put(dz + j, dmemory * g * a * (1 - a), n), put(dz + d + j, dmemory * old * b * (1 - b), n);
+        put(dz + 2 * d + j, dmemory * a * (1 - g * g), n), put(dz + 3 * d + j, e * th * o * (1 - o), n);
+        put(dh + j, held, n);
+        put(dc + j, (won ? (vec){} : later) + dmemory * b, n);
     }
 }
 
@@ -237,7 +237,7 @@ static void attend_back(const struct Layer *l, const struct Stack *s, int64_t t,
     REAL *grad[2];
     for (int64_t slot = 0; slot < l->slots; slot++) {
         kv[slot] = keys_at(l, s, slot, t, b);
-        grad[slot] = l->slot[slot].grad + (t * B + b) * kv_size(l);
+        grad[slot] = l->slot[slot].grad + ((t - s->cell.begin) * B + b) * kv_size(l);
     }
     for (int64_t i = 0; i < H; i++) {
         REAL e[2] = {0, 0}, mean = 0;
@@ -245,10 +245,10 @@ static void attend_back(const struct Layer *l, const struct Stack *s, int64_t t,
         VECTORS(u, dv) {
             const int some = left(dv, u);
             const int64_t v = H * dk + i * dv + u;
-            const vec g = load(d_read + i * dv + u, some) * dropped(l->read_mask, at + i * dv + u, l->read_scale, some);
+            const vec g = take(d_read + i * dv + u, some) * dropped(l->read_mask, at + i * dv + u, l->read_scale, some);
             for (int64_t slot = 0; slot < l->slots; slot++) {
-                sum[slot] += g * load(kv[slot] + v, some);
-                store(grad[slot] + v, load(grad[slot] + v, some) + alpha[(slot * n + k) * H + i] * g, some);
+                sum[slot] += g * take(kv[slot] + v, some);
+                put(grad[slot] + v, take(grad[slot] + v, some) + alpha[(slot * n + k) * H + i] * g, some);
             }
         }
         for (int64_t slot = 0; slot < l->slots; slot++) {
@@ -258,14 +258,14 @@ static void attend_back(const struct Layer *l, const struct Stack *s, int64_t t,
         for (int64_t slot = 0; slot < l->slots; slot++) e[slot] = scale * alpha[(slot * n + k) * H + i] * (e[slot] - mean);
         VECTORS(u, dk) {
             const int some = left(dk, u);
-            const vec query = load(q + i * dk + u, some);
+            const vec query = take(q + i * dk + u, some);
             vec back = {};
             for (int64_t slot = 0; slot < l->slots; slot++) {
                 REAL *dkey = grad[slot] + i * dk + u;
-                back += e[slot] * load(kv[slot] + i * dk + u, some);
-                store(dkey, load(dkey, some) + e[slot] * query, some);
+                back += e[slot] * take(kv[slot] + i * dk + u, some);
+                put(dkey, take(dkey, some) + e[slot] * query, some);
             }
-            store(dq + i * dk + u, back, some);
+            put(dq + i * dk + u, back, some);
         }
     }
 }

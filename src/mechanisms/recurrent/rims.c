@@ -59,7 +59,7 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
         if (slot->source >= 0)
-            multiply(rows, read_state(s, layer, slot, t, first), slot->size, slot->weight, slot->size, kv_size(l),
+            multiply(rows, read_rows(s, layer, slot, t, first), slot->size, slot->weight, slot->size, kv_size(l),
                      keys_at(l, s, i, t, first), kv_size(l), NULL, 0);
     }
     REAL *q = l->q, *alpha = l->alpha + at * l->slots * n * H;
@@ -121,9 +121,26 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
         }
 }
 
+// Keys and values of the input at the next steps.
+static void look_ahead(const struct Stack *s, const struct Layer *l, int64_t t) {
+    const int64_t B = s->cell.batch, first = s->cell.first_row, rows = s->cell.end_row - first, steps = s->cell.steps;
+    const int64_t ahead = steps - t < AHEAD ? steps - t : AHEAD;
+    for (int64_t i = 0; i < l->slots; i++) {
+        const struct Slot *slot = &l->slot[i];
+        if (slot->source >= 0) continue;
+        const int64_t whole = rows == B;  // then rows of one step follow those of the step before
+        for (int64_t j = 0; j < (whole ? 1 : ahead); j++)
+            multiply(whole ? ahead * B : rows, read_rows(s, 0, slot, t + j, first), slot->size, slot->weight, slot->size,
+                     kv_size(l), keys_at(l, s, i, t + j, first), kv_size(l), NULL, 0);
+    }
+}
+
 void stack_forward(const struct Stack *s) {
     for (int64_t t = 0; t < s->cell.steps; t++)
-        for (int64_t layer = 0; layer < s->count; layer++) layer_forward(s, layer, t);
+        for (int64_t layer = 0; layer < s->count; layer++) {
+            if (t % AHEAD == 0) look_ahead(s, &s->layers[layer], t);
+            layer_forward(s, layer, t);
+        }
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------
@@ -148,9 +165,9 @@ static void talking_back(const struct Stack *s, const struct Layer *l, const str
             const REAL *p = l->p + ((at + b) * K + r) * 2 * d;
             VECTORS(j, d) {
                 const int some = left(d, j);
-                const vec e = load(l->dh + own + j, some), th = load(p + j, some), gate = load(p + d + j, some);
-                store(out + j, e * gate * (1 - th * th) * dropped(l->comm_mask, at * row + own + j, l->comm_scale, some), some);
-                store(out + d + j, e * th * gate * (1 - gate), some);
+                const vec e = take(l->dh + own + j, some), th = take(p + j, some), gate = take(p + d + j, some);
+                put(out + j, e * gate * (1 - th * th) * dropped(l->comm_mask, at * row + own + j, l->comm_scale, some), some);
+                put(out + d + j, e * th * gate * (1 - gate), some);
             }
         }
     multiply(rows * K, dp + first * K * 2 * d, 2 * d, l->delta_back, 2 * d, told, space->dy, told, NULL, 0);
@@ -185,13 +202,14 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
     const struct Sequence *cell = &s->cell;
     const int64_t n = l->modules, d = l->size, H = l->heads, B = cell->batch, row = n * d, first = cell->first_row;
     const int64_t rows = cell->end_row - first, read = H * l->value, fed = read + d, at = t * B, keys = H * l->key;
+    const int64_t here = (t - cell->begin) * B;
     const struct Space space = space_of(l, s);
     const uint8_t *mask = l->mask + at * n;
     const int lost_too = l->comm && !l->held && !l->blocked;  // candidates that lost have gradients
     if (l->comm) talking_back(s, l, &space, t);
     ask(s, l, t);
     for (int64_t i = 0; i < l->slots; i++)
-        memset(l->slot[i].grad + (at + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
+        memset(l->slot[i].grad + (here + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
     for (int64_t k = 0; k < n; k++) {
         const int64_t start = (k * B + first) * l->span + l->count[s->part * n + k];
         REAL *dz = l->dz + start * 4 * d, *dq = l->dq + start * keys;
@@ -224,14 +242,19 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
     }
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
+        const REAL *grad = slot->grad + (here + first) * kv_size(l);
         if (slot->source >= 0)
-            multiply(rows, slot->grad + (at + first) * kv_size(l), kv_size(l), slot->back, kv_size(l), slot->size,
+            multiply(rows, grad, kv_size(l), slot->back, kv_size(l), slot->size,
                      s->layers[slot->source].dh + first * slot->size, slot->size, NULL, 1);
+        else if (slot->grad_x)
+            multiply(rows, grad, kv_size(l), slot->back, kv_size(l), slot->size,
+                     slot->grad_x + (at + first) * slot->size, slot->size, NULL, 0);
     }
 }
 
 // What these steps add to the gradients of weights.
-static void add_sums(const struct Stack *s, const struct Layer *l) {
+static void add_sums(const struct Stack *s, int64_t layer) {
+    const struct Layer *l = &s->layers[layer];
     const struct Sequence *cell = &s->cell;
     const int64_t n = l->modules, d = l->size, K = l->active, B = cell->batch, first = cell->first_row;
     const int64_t keys = l->heads * l->key, read = l->heads * l->value, fed = read + d, talks = talk_size(l);
@@ -248,6 +271,14 @@ static void add_sums(const struct Stack *s, const struct Layer *l) {
     // Steps lie behind each other, so that all are one when this call has all rows.
     const int64_t some = cell->end_row - first, every = cell->end - cell->begin, whole = some == B;
     const int64_t rows = whole ? every * B : some;
+    for (int64_t i = 0; i < l->slots; i++) {
+        const struct Slot *slot = &l->slot[i];
+        const int64_t one = whole && slot->source <= layer;  // a layer above is read at the step before, at first its h0
+        for (int64_t t = 0; slot->sum && t < (one ? 1 : every); t++)
+            add_outer(one ? rows : some, slot->grad + (t * B + first) * kv_size(l), kv_size(l), kv_size(l),
+                      read_rows(s, layer, slot, cell->begin + t, first), slot->size, slot->size,
+                      slot->sum + s->part * kv_size(l) * slot->size);
+    }
     for (int64_t t = 0; l->comm && t < (whole ? 1 : every); t++) {
         const int64_t at = t * B + first, from = (cell->begin + t) * B + first;
         for (int64_t k = 0; l->sum_talk && k < n; k++)
@@ -270,5 +301,5 @@ void stack_backward(const struct Stack *s) {
             add_scaled(top->dh + first * row, 1, s->cell.grad_out + (t * s->cell.batch + first) * row, rows * row);
         for (int64_t layer = s->count - 1; layer >= 0; layer--) layer_backward(s, layer, t);
     }
-    for (int64_t layer = 0; layer < s->count; layer++) add_sums(s, &s->layers[layer]);
+    for (int64_t layer = 0; layer < s->count; layer++) add_sums(s, layer);
 }
