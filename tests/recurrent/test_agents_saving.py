@@ -21,7 +21,7 @@ from mechanisms.recurrent.agents import (
 from tests.recurrent.agent_worlds import LSTM, RIM, agent, same, values, world
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+@pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resuming_equals_not_stopping(tmp_path, stop: int) -> None:
     def fresh() -> RecurrentPPO:
         return agent(RIM, VecMonitor(world()), fast_slow={"mode": "meta"}, seed=stop)
@@ -35,9 +35,9 @@ def test_resuming_equals_not_stopping(tmp_path, stop: int) -> None:
     env = VecMonitor(world())
     env.venv.env.load_state_dict(model.env.venv.env.state_dict())
     env.episode_returns, env.episode_lengths = model.env.episode_returns.copy(), model.env.episode_lengths.copy()
-    model.learn(120, callback=callback(), reset_num_timesteps=False)
+    model.learn(80, callback=callback(), reset_num_timesteps=False)
     again = load_agent(tmp_path / "agent.zip", env, device="cpu")
-    again.learn(120, callback=callback(), reset_num_timesteps=False)
+    again.learn(80, callback=callback(), reset_num_timesteps=False)
     assert same(values(model.policy), values(again.policy))
     assert again.policy.optimizer.phase == model.policy.optimizer.phase
     assert (again.num_timesteps, again._n_updates) == (model.num_timesteps, model._n_updates)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mechanisms.recurrent import GRUCell, check_twice_differentiable, maml_gradient, reptile_step
+from mechanisms.recurrent import GRUCell, RIMCell, check_twice_differentiable, maml_gradient, reptile_step
 from mechanisms.recurrent.scan import scan
 
 THETA, PHI, TARGET, ALPHA = torch.tensor([1.0, -2.0]).double(), torch.tensor([2.0, 0.5]).double(), 3.0, 0.3
@@ -31,13 +31,22 @@ def test_quadratic_losses_have_their_closed_form(inner_steps: int) -> None:
     assert torch.allclose(first["theta"], adapted - TARGET, atol=1e-14)
 
 
-def test_a_recurrent_core_gives_the_gradient_that_differences_give() -> None:
+CORES = {
+    "gru": lambda: GRUCell(2, 3),
+    "rim": lambda: RIMCell(
+        2, 3, 3, 2, key_size=4, comm_heads=2, comm_key_size=3, block_inactive_grad=False, qkv_std=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CORES))
+def test_a_recurrent_core_gives_the_gradient_that_differences_give(name: str) -> None:
     torch.manual_seed(0)
-    core = GRUCell(2, 3).double()
+    core = CORES[name]().double().eval()
     x = torch.randn(4, 5, 2).double()
     names = dict(core.named_parameters())
-    fast = {name: value for name, value in names.items() if "hh" in name}
-    slow = {name: value for name, value in names.items() if "hh" not in name}
+    fast = {name: value for name, value in names.items() if "weight_hh" in name}
+    slow = {name: value for name, value in names.items() if "weight_hh" not in name}
 
     class Loss(nn.Module):
         def __init__(self) -> None:
