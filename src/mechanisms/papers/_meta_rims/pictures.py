@@ -24,7 +24,7 @@ def draw_learning(variants: tuple[str, ...]) -> Callable[[Cell], plotly.graph_ob
     def draw(cell: Cell) -> plotly.graph_objects.Figure:
         figure = canvas(x="frames, of all updates", y="success of finished episodes", height=460)
         switch = 0.0
-        for place, variant in enumerate(variants):
+        for place, variant in _places(cell, variants):
             shown = False
             for phase in ("training", "transfer"):
                 frames, mean, half = _band(cell.curves(f"{phase}_success", variant))
@@ -52,7 +52,7 @@ def draw_sixths(variants: tuple[str, ...]) -> Callable[[Cell], plotly.graph_obje
         rows: list[str] = []
         for phase in ("training", "transfer"):
             rows += [f"{phase} {sixth}" for sixth in range(1, 7)]
-        for place, variant in enumerate(variants):
+        for place, variant in _places(cell, variants):
             x, y, spread = [], [], []
             for phase in ("training", "transfer"):
                 runs = [list(one) for one in cell.values(f"{phase}_sixths", variant).values()]
@@ -140,10 +140,16 @@ def draw_activity(variants: tuple[str, ...]) -> Callable[[Cell], plotly.graph_ob
                 colorbar={"title": "share"},
                 hovertemplate="%{y}<br>%{x}<br>active: %{z:.2f}<extra></extra>",
             )
+            figure.update_xaxes(type="category")
             figure.update_yaxes(type="category", autorange="reversed")
         return _or_nothing(figure)
 
     return draw
+
+
+def _places(cell: Cell, variants: tuple[str, ...]) -> list[tuple[int, str]]:
+    """The variants there are records of, each with its place in the palette: the same as in stock figures."""
+    return [(cell.variants.index(variant), variant) for variant in variants if variant in cell.variants]
 
 
 def _add(
