@@ -183,6 +183,19 @@ def test_chunks_and_threads_change_no_more_than_rounding(kind: str, monkeypatch)
         torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE[torch.float64])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sequences_longer_than_what_is_made_ahead(threads: int, monkeypatch) -> None:
+    assert f"#define AHEAD {rim_kernel.AHEAD} " in (native.HERE / "rims.h").read_text()
+    torch.manual_seed(0)
+    monkeypatch.setattr(rim_kernel, "threads_for", lambda *sizes: threads)
+    case = Case(RIMCell(7, 3, 3, 2, **SMALL), steps=rim_kernel.AHEAD + 6, rows=3)
+    expected = case.run("eager")
+    check_same(expected, case.run("kernel"), 10 * TOLERANCE[torch.float64])
+    with torch.no_grad():
+        output, _ = scan(case.cell, case.x, case.state, noise=case.noise, backend="kernel")
+    torch.testing.assert_close(output, expected[0][0], rtol=0, atol=TOLERANCE[torch.float64])
+
+
 @pytest.mark.parametrize("kind", CELLS)
 def test_frozen_parameters_get_no_gradient_and_change_none_of_the_others(kind: str) -> None:
     torch.manual_seed(0)

@@ -287,8 +287,9 @@ class Run:
         grad_out = None if grads[0] is None else grads[0].contiguous()
         job.cell.point(grad_out=grad_out)
         row = sum(
-            one.shape.modules * (one.shape.read + 5 * one.shape.size + one.shape.heads * one.shape.key)
-            for one in self.layers
+            shape.modules * (shape.read + 5 * shape.size + shape.heads * shape.key + shape.talk)
+            + len(shape.sources) * shape.kv
+            for shape in self.plan.shapes
         )
         span = max(1, min(steps, GATHERED // max(1, batch * row * self.like.element_size())))
         passes = [

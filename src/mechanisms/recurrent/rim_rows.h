@@ -255,7 +255,8 @@ static void attend_back(const struct Layer *l, const struct Stack *s, int64_t t,
             e[slot] = sum_of(sum[slot]);
             mean += alpha[(slot * n + k) * H + i] * e[slot];
         }
-        for (int64_t slot = 0; slot < l->slots; slot++) e[slot] = scale * alpha[(slot * n + k) * H + i] * (e[slot] - mean);
+        for (int64_t slot = 0; slot < l->slots; slot++)
+            e[slot] = scale * alpha[(slot * n + k) * H + i] * (e[slot] - mean);
         VECTORS(u, dk) {
             const int some = left(dk, u);
             const vec query = take(q + i * dk + u, some);

@@ -32,8 +32,8 @@ static struct Space space_of(const struct Layer *l, const struct Stack *s) {
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
-// Queries of all modules from their states; what they tell and ask each other. Both are made again in the backward pass,
-// since they are large and cheap.
+// Queries of all modules from their states; what they tell and ask each other. Both are made again in the backward
+// pass, since they are large and cheap.
 static void ask(const struct Stack *s, const struct Layer *l, int64_t t) {
     const int64_t n = l->modules, d = l->size, keys = l->heads * l->key, first = s->cell.first_row;
     for (int64_t k = 0; k < n; k++)
@@ -80,7 +80,8 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
             const REAL *old = h_before(l, s, t, b) + k * d;
             if (!mask[b * n + k]) {
                 memcpy(h + b * row + k * d, old, (size_t)d * sizeof(REAL));
-                if (c && (l->keep || !t)) memcpy(c + b * row + k * d, c_before(l, s, t, b) + k * d, (size_t)d * sizeof(REAL));
+                if (c && (l->keep || !t))
+                    memcpy(c + b * row + k * d, c_before(l, s, t, b) + k * d, (size_t)d * sizeof(REAL));
                 if (l->held || !l->comm) {
                     if (l->comm) memcpy(u + b * row + k * d, old, (size_t)d * sizeof(REAL));
                     continue;
@@ -113,11 +114,13 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
     for (int64_t b = first; b < cell->end_row; b++)
         if (chosen[b * K] < 0) memset(y + b * K * told, 0, (size_t)(K * told) * sizeof(REAL));
         else talk(l, qkv + b * n * talk_size(l), chosen + b * K, share + b * K * l->comm_heads * n, y + b * K * told);
-    multiply(rows * K, y + first * K * told, told, l->delta, told, 2 * d, p + first * K * 2 * d, 2 * d, l->delta_bias, 0);
+    multiply(rows * K, y + first * K * told, told, l->delta, told, 2 * d, p + first * K * 2 * d, 2 * d, l->delta_bias,
+             0);
     for (int64_t b = first; b < cell->end_row; b++)
         for (int64_t r = 0; r < K && chosen[b * K] >= 0; r++) {
             const int64_t own = b * row + chosen[b * K + r] * d;
-            listen(l, p + (b * K + r) * 2 * d, l->comm_mask ? l->comm_mask + t * B * row + own : NULL, u + own, h + own);
+            const uint8_t *some = l->comm_mask ? l->comm_mask + t * B * row + own : NULL;
+            listen(l, p + (b * K + r) * 2 * d, some, u + own, h + own);
         }
 }
 
@@ -130,8 +133,8 @@ static void look_ahead(const struct Stack *s, const struct Layer *l, int64_t t) 
         if (slot->source >= 0) continue;
         const int64_t whole = rows == B;  // then rows of one step follow those of the step before
         for (int64_t j = 0; j < (whole ? 1 : ahead); j++)
-            multiply(whole ? ahead * B : rows, read_rows(s, 0, slot, t + j, first), slot->size, slot->weight, slot->size,
-                     kv_size(l), keys_at(l, s, i, t + j, first), kv_size(l), NULL, 0);
+            multiply(whole ? ahead * B : rows, read_rows(s, 0, slot, t + j, first), slot->size, slot->weight,
+                     slot->size, kv_size(l), keys_at(l, s, i, t + j, first), kv_size(l), NULL, 0);
     }
 }
 
@@ -166,7 +169,8 @@ static void talking_back(const struct Stack *s, const struct Layer *l, const str
             VECTORS(j, d) {
                 const int some = left(d, j);
                 const vec e = take(l->dh + own + j, some), th = take(p + j, some), gate = take(p + d + j, some);
-                put(out + j, e * gate * (1 - th * th) * dropped(l->comm_mask, at * row + own + j, l->comm_scale, some), some);
+                const vec kept_part = dropped(l->comm_mask, at * row + own + j, l->comm_scale, some);
+                put(out + j, e * gate * (1 - th * th) * kept_part, some);
                 put(out + d + j, e * th * gate * (1 - gate), some);
             }
         }
@@ -273,7 +277,7 @@ static void add_sums(const struct Stack *s, int64_t layer) {
     const int64_t rows = whole ? every * B : some;
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
-        const int64_t one = whole && slot->source <= layer;  // a layer above is read at the step before, at first its h0
+        const int64_t one = whole && slot->source <= layer;  // a layer above is read a step before, at first its h0
         for (int64_t t = 0; slot->sum && t < (one ? 1 : every); t++)
             add_outer(one ? rows : some, slot->grad + (t * B + first) * kv_size(l), kv_size(l), kv_size(l),
                       read_rows(s, layer, slot, cell->begin + t, first), slot->size, slot->size,
@@ -286,13 +290,14 @@ static void add_sums(const struct Stack *s, int64_t layer) {
                       l->sum_talk + (s->part * n + k) * d * talks);
         const REAL *dp = l->dp + at * K * 2 * d;
         if (l->sum_delta)
-            add_outer(rows * K, l->y + from * K * told, told, told, dp, 2 * d, 2 * d, l->sum_delta + s->part * told * 2 * d);
+            add_outer(rows * K, l->y + from * K * told, told, told, dp, 2 * d, 2 * d,
+                      l->sum_delta + s->part * told * 2 * d);
         if (l->sum_delta_bias) add_rows(rows * K, dp, 2 * d, l->sum_delta_bias + s->part * 2 * d);
     }
 }
 
-// From the last of these steps to the first, layers from the top: the state of a layer is read by that above at the same
-// step, by that below at the next.
+// From the last of these steps to the first, layers from the top: the state of a layer is read by that above at the
+// same step, by that below at the next.
 void stack_backward(const struct Stack *s) {
     const struct Layer *top = &s->layers[s->count - 1];
     const int64_t row = top->modules * top->size, first = s->cell.first_row, rows = s->cell.end_row - first;

@@ -39,7 +39,7 @@ struct Layer {
     int32_t *list;               // (B)
     REAL *dh, *dc;               // (B, n, d): gradients of the state, in and out
     int64_t span;                // steps that the following have room for
-    REAL *rows, *dz, *dq;        // gathered, for each module: what entered its gates (or NULL), gradients of gates, queries
+    REAL *rows, *dz, *dq;        // gathered by modules: what entered the gates (or NULL), gradients of gates and of q
     int64_t *count;              // (parts, n): how many rows each module has there
     REAL *dqkv, *dp;             // (span, B, n, ...), (span, B, K, 2 d)
     // Sums, (parts, ...), added to, or NULL: of the matrices and vectors above, `delta` as (Hc cv, 2 d).
@@ -52,12 +52,14 @@ struct Stack {
     const struct Layer *layers;
 };
 
+INLINE int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+
 // Modules' matrices as panels (k, up to 4 * LANES columns), zeros behind the last column; element (m, i, j) at strides.
 void pack_modules(const REAL *w, int64_t modules, int64_t k, int64_t columns, int64_t apart, int64_t row,
                   int64_t column, REAL *packed) {
     for (int64_t m = 0; m < modules; m++, w += apart)
         for (int64_t u = 0; u < columns; u += 4 * LANES) {
-            const int64_t n = columns - u < 4 * LANES ? columns - u : 4 * LANES, width = (n + LANES - 1) / LANES * LANES;
+            const int64_t n = columns - u < 4 * LANES ? columns - u : 4 * LANES, width = padded(n);
             if (column == 1)
                 for (int64_t j = 0; j < k; j++) {
                     memcpy(packed + j * width, w + j * row + u, (size_t)n * sizeof(REAL));
@@ -95,7 +97,6 @@ INLINE void put(REAL *p, vec a, int n) {
     else put_some(p, a, n);
 }
 
-INLINE int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
 INLINE int left(int64_t size, int64_t u) { return size - u < LANES ? (int)(size - u) : LANES; }
 #define VECTORS(u, size) for (int64_t u = 0; u < (size); u += LANES)
 

@@ -32,6 +32,7 @@ def draw_retention(cell: Cell) -> plotly.graph_objects.Figure:
         ]
         _with_intervals(figure, delays, points, plain(variant), place)
     figure.update_xaxes(tickvals=delays, ticktext=[str(delay) for delay in delays])
+    figure.update_yaxes(range=[-0.25, 1.25])  # two or three seeds have intervals far beyond
     return or_nothing(figure)
 
 
@@ -51,6 +52,7 @@ def draw_delays(cell: Cell) -> plotly.graph_objects.Figure:
     if chance is not None:
         figure.add_hline(y=chance, line={"dash": "dot", "width": 1}, annotation_text="chance")
     figure.update_xaxes(tickvals=delays, ticktext=[str(delay) for delay in delays])
+    figure.update_yaxes(range=[0, 1.03])
     return or_nothing(figure)
 
 
@@ -120,6 +122,7 @@ def draw_resolutions(cell: Cell) -> plotly.graph_objects.Figure:
                 showlegend=False,
             )
     figure.update_xaxes(tickvals=sizes)
+    figure.update_yaxes(range=[0, 1.03])
     return or_nothing(figure)
 
 

@@ -85,7 +85,7 @@ def run_memory(settings: Memory, variant: str, bench: Bench) -> dict[str, Any]:
 def retention(found: Mapping[str, float], delay: int) -> float:
     """The accuracy above chance at a delay over that at the trained one; not a number where little was learned.
 
-    >>> retention({"accuracy": 0.9, "accuracy_at_80": 0.3, "chance": 0.1}, 80)
+    >>> retention({"accuracy": 0.625, "accuracy_at_80": 0.25, "chance": 0.125}, 80)
     0.25
     """
     learned = found["accuracy"] - found["chance"]
