@@ -96,10 +96,9 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
                  l->bias + k * 4 * d, 0);
         for (int64_t i = 0; i < some; i++) {
             const int64_t b = space.list[i], own = b * row + k * d;
-            REAL *z = space.z + i * 4 * d;
-            candidate(l, z, h_before(l, s, t, b) + k * d, c ? c_before(l, s, t, b) + k * d : NULL, u + own,
-                      c ? c + own : NULL, mask[b * n + k]);
-            if (l->keep) memcpy(l->z + ((at + b) * n + k) * 4 * d, z, (size_t)(4 * d) * sizeof(REAL));
+            const REAL *old = c ? c_before(l, s, t, b) + k * d : NULL;
+            candidate(l, space.z + i * 4 * d, l->z + ((at + b) * n + k) * 4 * d, h_before(l, s, t, b) + k * d, old,
+                      u + own, c ? c + own : NULL, mask[b * n + k]);
         }
     }
     if (!l->comm) {
