@@ -25,6 +25,19 @@ def write_penn_treebank(folder: Path, *, lines: tuple[int, int, int] = (60, 12, 
     return folder
 
 
+def write_wikitext(folder: Path, *, lines: tuple[int, int, int] = (60, 14, 14), seed: int = 0) -> Path:
+    """The three files: a blank before and after each line, headings between equals signs, empty lines between."""
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, count in zip(("train", "valid", "test"), lines, strict=True):
+        content = [" \n", " = The Market = \n", " \n"]
+        content += [f" {' '.join(generator.choice(WORDS, generator.integers(3, 9)))} . \n" for _ in range(count)]
+        if part == "test":
+            content.append(" an unseen Naïve word @-@ here \n")
+        (folder / f"wiki.{part}.tokens").write_text("".join(content), encoding="utf-8")
+    return folder
+
+
 def write_text8(path: Path, *, characters: int = 4000, seed: int = 0) -> Path:
     """Letters and blanks, no end of line."""
     generator = np.random.default_rng(seed)

@@ -1,0 +1,1 @@
+"""Runs and pictures of the recipe `meta_rims`."""
