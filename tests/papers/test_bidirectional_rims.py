@@ -87,7 +87,7 @@ def test_a_run_says_which_modules_work_when() -> None:
 
 def test_what_an_untrained_network_does_stands_beside_what_a_trained_one_does() -> None:
     found = recall.run_memory(replace(recall.TINY, updates=1, lr=0.0), "rims", Bench(4))
-    for name in ("specialisation", "frozen"):
+    for name in ("specialisation", "blank_or_recall", "frozen"):
         assert found[f"{name}_at_start"] == found[name]
     assert found["specialisation"] > 0
     moved = recall.run_memory(replace(recall.TINY, updates=30, lr=0.05), "rims", Bench(4))

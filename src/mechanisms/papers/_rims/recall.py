@@ -66,7 +66,7 @@ def run_memory(settings: Memory, variant: str, bench: Bench) -> dict[str, Any]:
 
     Beside what `train_recall` returns: `retention`, the accuracy above chance at the longest delay over that at the
     trained one (not a number for a network that has not learned the task); what `work` returns; and of that
-    `specialisation_at_start` and `frozen_at_start`, of the same network before its first update.
+    `specialisation_at_start`, `blank_or_recall_at_start` and `frozen_at_start`, of the network before its first update.
     """
     from dataclasses import replace
 
@@ -85,7 +85,7 @@ def run_memory(settings: Memory, variant: str, bench: Bench) -> dict[str, Any]:
     with seeded(stream_seed(bench.seed, "weights")):
         untrained = with_readout(settings, make).to(bench.device)
     at_start = work(settings, untrained, bench)
-    found |= {f"{name}_at_start": at_start[name] for name in ("specialisation", "frozen")}
+    found |= {f"{name}_at_start": at_start[name] for name in ("specialisation", "blank_or_recall", "frozen")}
     return found | work(settings, model, bench)
 
 
