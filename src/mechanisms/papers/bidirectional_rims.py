@@ -91,7 +91,7 @@ COPYING = Experiment(
         bars("specialisation", "Specialisation", variants=("rims", "rims-dense")),
         bars("specialisation_at_start", "Specialisation before training", variants=("rims", "rims-dense")),
         bars("frozen", "Share of modules that are frozen in the delay", variants=("rims", "rims-dense")),
-        bars("frozen_at_start", "The same before training", variants=("rims", "rims-dense")),
+        bars("frozen_at_start", "Share of modules that are frozen before training", variants=("rims", "rims-dense")),
     ),
 )
 
