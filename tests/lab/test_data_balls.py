@@ -91,3 +91,19 @@ def test_the_seed_decides_everything_and_a_curtain_only_covers() -> None:
 def test_what_cannot_be_is_refused(changes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bouncing_balls(2, **({"seed": 0, "size": 16, "num_frames": 2} | changes))
+
+
+@pytest.mark.user_input
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"num_balls": 2.0}, TypeError, "num_balls must be a whole number, got 2.0"),
+        ({"size": "16"}, TypeError, "size must be a number"),
+        ({"curtain": 5}, ValueError, "expected \\(height, width\\)"),
+        ({"curtain": (3,)}, ValueError, "expected \\(height, width\\)"),
+        ({"curtain": (3, 2.5)}, TypeError, "curtain width must be a whole number"),
+    ],
+)
+def test_what_is_no_count_is_refused_by_name(changes, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        bouncing_balls(2, **({"seed": 0, "size": 16, "num_frames": 2} | changes))

@@ -33,7 +33,8 @@ def test_variants_are_the_networks_of_their_names(variant: str) -> None:
     elif variant in networks.RIMS:
         assert isinstance(cell, RIMCell)
         assert (cell.num_modules, cell.hidden_size, network.output_size) == (6, 16, 96)
-        assert cell.num_active == (6 if variant == "rims-dense" else 3)
+        assert cell.num_active == (6 if variant in ("rims-dense", "rims-alike") else 3)
+        assert (cell.input_attention.query is None) == (variant == "rims-alike")
         assert (cell.communication is None) == (variant == "rims-mute")
         assert cell.kind == ("gru" if variant == "gru-rims" else "lstm")
     else:
@@ -82,6 +83,15 @@ def test_a_run_says_which_modules_work_when() -> None:
     )
     assert len(found["activation"]) == 6 * 50
     assert "activation" not in recall.run_memory(recall.TINY, "brims", Bench(0))
+
+
+def test_what_an_untrained_network_does_stands_beside_what_a_trained_one_does() -> None:
+    found = recall.run_memory(replace(recall.TINY, updates=1, lr=0.0), "rims", Bench(4))
+    for name in ("specialisation", "blank_or_recall", "frozen"):
+        assert found[f"{name}_at_start"] == found[name]
+    assert found["specialisation"] > 0
+    moved = recall.run_memory(replace(recall.TINY, updates=30, lr=0.05), "rims", Bench(4))
+    assert moved["specialisation_at_start"] == found["specialisation"] != moved["specialisation"]
 
 
 def test_retention_is_what_is_kept_of_what_was_learned_above_chance() -> None:
@@ -228,6 +238,33 @@ def test_a_predictor_gives_a_frame_for_each_frame(kind: str) -> None:
     if kind == "convolutional":
         with pytest.raises(ValueError, match="multiple of 8"):
             coder.Predictor(networks.make_network("rims", networks.Sizes()), 20, 12, kind)
+
+
+def test_a_killed_run_of_films_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(BALLS.scales["smoke"], updates=5, every=2, films=9)
+
+    def bench(kill: int = 0) -> Bench:
+        made = Bench(3, owner="toy/films", code="a", cache=tmp_path)
+        make, tell = made.checkpoint, made.progress
+
+        def progress(step: int, *rest: object, **values: object) -> None:
+            if step == kill:
+                raise KeyboardInterrupt
+            tell(step, *rest, **values)
+
+        monkeypatch.setattr(made, "checkpoint", lambda key: make(key, seconds=0))
+        monkeypatch.setattr(made, "progress", progress)
+        return made
+
+    whole = Bench(3)
+    expected = video.run_video(settings, "rims", whole)
+    with pytest.raises(KeyboardInterrupt):
+        video.run_video(settings, "rims", bench(kill=4))
+    assert list(tmp_path.glob("video-rims*"))
+    again = bench()
+    assert video.run_video(settings, "rims", again) == expected
+    assert again.curves == whole.curves
+    assert whole.curves["training_loss"][0] == [2, 4, 5]
 
 
 def test_a_film_in_a_record_is_what_it_was() -> None:

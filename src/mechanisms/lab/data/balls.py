@@ -6,6 +6,7 @@ recurrent independent mechanisms uses: all balls have one mass, collisions are e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,7 @@ def bouncing_balls(
         curtain: (height, width) in pixels of a band that is painted over the middle of every frame, or none.
 
     Raises:
+        TypeError: what is counted is no whole number.
         ValueError: a number below 1, a radius that is not between 0 and 5, a curtain larger than the frame, or balls
             that do not fit into the box.
 
@@ -73,9 +75,13 @@ def bouncing_balls(
     >>> bool(abs(energy - 4 * 0.5**2 / 2).max() < 1e-12)
     True
     """
-    for name, number in (("num_films", num_films), ("num_balls", num_balls), ("num_frames", num_frames)):
+    if curtain is not None and (not isinstance(curtain, Sequence) or len(curtain) != 2):
+        raise ValueError(f"curtain={curtain!r}: expected (height, width) in pixels")
+    whole = {"num_films": num_films, "num_balls": num_balls, "num_frames": num_frames, "size": size}
+    for name, number in (whole | dict(zip(("curtain height", "curtain width"), curtain or (), strict=False))).items():
         check_number(number, name, at_least=1)
-    check_number(size, "size", at_least=1)
+        if not isinstance(number, int | np.integer):
+            raise TypeError(f"{name} must be a whole number, got {number!r}")
     if not 0 < radius < BOX / 2:
         raise ValueError(f"radius={radius}: a ball in a box of side {BOX:g} has a radius above 0 and below {BOX / 2:g}")
     if curtain is not None and not all(0 < side <= size for side in curtain):

@@ -53,8 +53,9 @@ def run_held(settings: Held, variant: str, bench: Bench) -> dict[str, Any]:
     x = torch.randn(shape, generator=bench.generator("data")).to(bench.device)
     with torch.no_grad(), seeded(stream_seed(bench.seed, "noise"), bench.device):
         before = cell.initial_state(settings.batch_size, device=bench.device)
-        # The states after each step, of which the first are compared with the initial one.
-        states = [before, *scan(cell, x, before, keep_states=True).states]
+        after = scan(cell, x, before, keep_states=True).states
+    assert after is not None  # they were asked for
+    states = [before, *after]  # the first are compared with the initial one
     shares = []
     for layer in range(len(modules)):
         layers = [state[layer] if len(modules) > 1 else state for state in states]

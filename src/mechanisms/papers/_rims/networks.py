@@ -5,7 +5,8 @@ A variant's name says what kind of network it is; how large it is stands in the 
 
 - "lstm": `hidden_size` units; "lstm-two-layers": two layers of them.
 - "rims": `modules` modules of `module_size` units, of which `active` are updated; "rims-dense": all of them are;
-  "rims-mute": without communication; "gru-rims": modules are GRUs.
+  "rims-mute": without communication; "rims-alike": all modules are updated and read the whole input, without
+  attention to it; "gru-rims": modules are GRUs.
 - "brims": layers of `layer_modules` modules of `layer_sizes` units, of which `layer_active` are updated, from bottom
   to top; "hierarchical": the same without the way down; "brims-dense": all modules are updated;
   "attention": one module in each layer, as large as its modules together.
@@ -25,6 +26,7 @@ RIMS: dict[str, dict[str, Any]] = {
     "rims": {},
     "rims-dense": {},
     "rims-mute": {"communicate": False},
+    "rims-alike": {"input_attention": False},
     "gru-rims": {"cell": "gru"},
 }
 BRIMS: dict[str, dict[str, Any]] = {
@@ -86,7 +88,7 @@ def make_network(variant: str, sizes: Sizes) -> Callable[[int], Any]:
             "qkv_std": sizes.qkv_std,
         }
         if variant in RIMS:
-            active = sizes.modules if variant == "rims-dense" else sizes.active
+            active = sizes.modules if variant in ("rims-dense", "rims-alike") else sizes.active
             options |= RIMS[variant]
             return Recurrent(lambda inner: RIMCell(inner, sizes.module_size, sizes.modules, active, **options), size)
         modules, units, active = sizes.layer_modules, sizes.layer_sizes, sizes.layer_active

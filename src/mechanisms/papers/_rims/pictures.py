@@ -92,7 +92,7 @@ def draw_activation(variant: str, seeds: int = 3) -> Callable[[Cell], plotly.gra
                 row=row,
                 col=1,
             )
-            for end in (n, n + delay):
+            for end in (n, n + delay - 1):  # the marker asks for the symbols
                 figure.add_vline(x=end + 0.5, line={"width": 2, "color": PALETTE[1][0]}, row=row, col=1)
             figure.update_yaxes(title="module", type="category", autorange="reversed", row=row, col=1)
         figure.update_xaxes(title="step: symbols are read, blanks pass, symbols are asked for", row=len(records), col=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mechanisms.lab import Bench, config
 from mechanisms.papers._rims.networks import RIMS, Sizes, in_frame, make_network
-from mechanisms.papers._sequences.recall import Recall, draw, train_recall_network
+from mechanisms.papers._sequences.recall import Recall, draw, train_recall_network, with_readout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,8 @@ def run_memory(settings: Memory, variant: str, bench: Bench) -> dict[str, Any]:
     """Train and test; for RIMs on copying also which modules work when.
 
     Beside what `train_recall` returns: `retention`, the accuracy above chance at the longest delay over that at the
-    trained one (not a number for a network that has not learned the task); and what `work` returns.
+    trained one (not a number for a network that has not learned the task); what `work` returns; and of that
+    `specialisation_at_start`, `blank_or_recall_at_start` and `frozen_at_start`, of the network before its first update.
     """
     from dataclasses import replace
 
@@ -79,7 +80,13 @@ def run_memory(settings: Memory, variant: str, bench: Bench) -> dict[str, Any]:
     if settings.task == "adding":
         return found
     found["retention"] = retention(found, max(settings.test_delays))
-    return found | work(settings, model, bench) if variant in RIMS else found
+    if variant not in RIMS:
+        return found
+    with seeded(stream_seed(bench.seed, "weights")):
+        untrained = with_readout(settings, make).to(bench.device)
+    at_start = work(settings, untrained, bench)
+    found |= {f"{name}_at_start": at_start[name] for name in ("specialisation", "blank_or_recall", "frozen")}
+    return found | work(settings, model, bench)
 
 
 def retention(found: Mapping[str, float], delay: int) -> float:

@@ -38,7 +38,7 @@ class Resolutions(Sizes):
         dropout: behind the embedding and behind the network.
         num_validation: training images that are set aside (MNIST and CIFAR-10).
         num_train, num_evaluated: images that are trained on, and of validation and test each, at most.
-        batch_size, epochs, lr, clip: of Adam.
+        batch_size, epochs, lr, clip: of Adam; clip is the largest norm of the gradient, 0 for none.
         evaluate_every: epochs between evaluations.
         evaluation_batch: images of a batch in evaluation.
     """
@@ -147,7 +147,7 @@ def run_resolutions(settings: Resolutions, variant: str, bench: Bench) -> dict[s
             steps=settings.epochs * len(batches),
             evaluate=evaluate,
             every=settings.evaluate_every * len(batches),
-            clip=settings.clip,
+            clip=settings.clip or None,
             checkpoint=f"resolutions-{variant}",
         )
     return selected(bench.curves, sizes, noisy=settings.noise > 0) | {

@@ -65,31 +65,46 @@ def run_video(settings: Video, variant: str, bench: Bench) -> dict[str, Any]:
     from torch.nn import functional as F
 
     from mechanisms._base.seeds import seeded, stream_seed
+    from mechanisms.lab.batches import Batches
+    from mechanisms.lab.training import train
     from mechanisms.papers._rims.coder import Predictor
 
     with seeded(stream_seed(bench.seed, "weights")):
         model = Predictor(make_network(variant, settings), settings.size, settings.features, settings.coder)
-    model = model.to(bench.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     films = _films(settings, settings.balls, settings.films, bench, "training").to(bench.device)
-    order, flips = bench.generator("order"), bench.generator("flips", bench.device)
-    total = torch.zeros((), device=bench.device)
+
+    def ready(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        frames = films[rows.to(bench.device)].transpose(0, 1)
+        return flipped(frames[:-1], settings.flips, generator), frames[1:].float()
+
+    batches = Batches(
+        settings.films, settings.batch_size, bench.seed, lambda rows: rows, finish=ready, device=bench.device
+    )
+    losses: list[Tensor] = []  # since the last evaluation
+
+    def loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        value = F.binary_cross_entropy_with_logits(model(batch[0])[0], batch[1])
+        losses.append(value.detach())
+        return value
+
+    def evaluate(_: torch.nn.Module) -> dict[str, float]:
+        mean = float(torch.stack(losses).mean())
+        losses.clear()
+        return {"training_loss": mean}
+
     with seeded(stream_seed(bench.seed, "noise"), bench.device):
-        for update in range(1, settings.updates + 1):
-            rows = torch.randint(settings.films, (settings.batch_size,), generator=order)
-            frames = films[rows.to(bench.device)].transpose(0, 1)
-            optimizer.zero_grad(set_to_none=True)
-            logits, _ = model(flipped(frames[:-1], settings.flips, flips))
-            loss = F.binary_cross_entropy_with_logits(logits, frames[1:].float())
-            loss.backward()
-            if settings.clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip, foreach=True)
-            optimizer.step()
-            total += loss.detach()
-            bench.progress(update, settings.updates, loss=loss.detach())
-            if update % settings.every == 0 or update == settings.updates:
-                bench.log(update, training_loss=float(total) / ((update - 1) % settings.every + 1))
-                total.zero_()
+        train(
+            bench,
+            model,
+            torch.optim.Adam(model.parameters(), lr=settings.lr),
+            batches,
+            loss,
+            steps=settings.updates,
+            evaluate=evaluate,
+            every=settings.every,
+            clip=settings.clip or None,
+            checkpoint=f"video-{variant}",
+        )
     found: dict[str, Any] = {}
     for balls in settings.test_balls:
         frames = _films(settings, balls, settings.test_films, bench, "test").to(bench.device).transpose(0, 1)
