@@ -11,6 +11,7 @@ Written anew, so that they do the work of the public implementations and compute
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class PeerLayer(nn.Module):
         self, inputs: int, size: int, modules: int, active: int, *, dense: bool, slots: int, heads: int, comm_key: int
     ) -> None:
         super().__init__()
-        self.size, self.modules, self.active, self.dense = size, modules, active, dense
+        self.size, self.groups, self.active, self.dense = size, modules, active, dense
         value = 4 * size // heads
         self.read = Attention(modules, slots + 1, size, inputs, heads, 64, value)
         self.talk = Attention(modules, modules, size, size, 4, comm_key, comm_key)
@@ -87,9 +88,9 @@ class PeerLayer(nn.Module):
     def clean(self) -> None:
         """Zeros off the diagonal; what the optimiser has put there goes."""
         for weight in (self.cell.weight_ih, self.cell.weight_hh):
-            blocks = weight.view(4, self.modules, self.size, self.modules, -1)
-            for row in range(self.modules):
-                for column in range(self.modules):
+            blocks = weight.view(4, self.groups, self.size, self.groups, -1)
+            for row in range(self.groups):
+                for column in range(self.groups):
                     if row != column:
                         blocks[:, row, :, column] = 0
 
@@ -97,7 +98,7 @@ class PeerLayer(nn.Module):
         if self.dense:
             h, c = self.cell(read.reshape(len(h), -1), (h, c))
             return h, c
-        blocks = h.view(len(h), self.modules, self.size)
+        blocks = h.view(len(h), self.groups, self.size)
         i, f, g, o = (self.from_read(read) + self.from_h(blocks)).chunk(4, 2)
         c = torch.sigmoid(f) * c.view_as(blocks) + torch.sigmoid(i) * torch.tanh(g)
         return (torch.sigmoid(o) * torch.tanh(c)).reshape(h.shape), c.reshape(h.shape)
@@ -105,14 +106,14 @@ class PeerLayer(nn.Module):
     def forward(self, slots: Sequence[Tensor], h: Tensor, c: Tensor) -> State:
         rows = len(h)
         asked = torch.stack([*slots, torch.zeros_like(slots[0])], 1)
-        read, weights = self.read(h.view(rows, self.modules, self.size), asked)
+        read, weights = self.read(h.view(rows, self.groups, self.size), asked)
         read = F.dropout(read, 0.1, self.training)
         null = weights[..., -1].mean(1)
-        losers = torch.topk(null, self.modules - self.active, dim=1).indices
+        losers = torch.topk(null, self.groups - self.active, dim=1).indices
         mask = torch.ones_like(null).scatter(1, losers, 0.0)
         mask = mask.unsqueeze(2).expand(-1, -1, self.size).reshape(rows, -1).detach()
         h_new, c_new = self.dynamics(read, h, c)
-        blocks = _OnlyActive.apply(h_new, mask).view(rows, self.modules, self.size)
+        blocks = _OnlyActive.apply(h_new, mask).view(rows, self.groups, self.size)
         heard, _ = self.talk(blocks, blocks)
         told = torch.tanh(F.dropout(self.told(heard), 0.1, self.training))
         h_new = h_new + (torch.sigmoid(self.gate(heard)) * told).reshape(rows, -1)
@@ -140,20 +141,21 @@ class Peer(nn.Module):
             below, above = inputs if place == 0 else totals[place - 1], place + 1 < len(size)
             if above and below != totals[-1]:
                 raise ValueError(f"the input ({below}) and the top layer ({totals[-1]}) must be of one size here")
-            kind = {"dense": dense, "slots": 1 + above, "heads": heads, "comm_key": comm_key}
+            kind: dict[str, Any] = {"dense": dense, "slots": 1 + above, "heads": heads, "comm_key": comm_key}
             self.layers.append(PeerLayer(below, *sizes, **kind))
 
     def forward(self, x: Tensor, states: list[State] | None = None) -> Tensor:
         if states is None:
             states = [(x.new_zeros(x.shape[1], total), x.new_zeros(x.shape[1], total)) for total in self.totals]
         states, outputs = list(states), []
-        for layer in self.layers:
+        layers: list[Any] = list(self.layers)
+        for layer in layers:
             if layer.dense:
                 layer.clean()
         for below in x.unbind(0):
             top = states[-1][0]
-            for place, layer in enumerate(self.layers):
-                slots = [below] if place + 1 == len(self.layers) else [below, top]
+            for place, layer in enumerate(layers):
+                slots = [below] if place + 1 == len(layers) else [below, top]
                 states[place] = layer(slots, *states[place])
                 below = states[place][0]
             outputs.append(below)
@@ -163,21 +165,21 @@ class Peer(nn.Module):
 @torch.no_grad()
 def ours_like(peer: Peer, inputs: int) -> RIMCell | BRIMCell:
     """Ours with the peer's weights."""
-    layers = list(peer.layers)
-    kind = {
+    layers: list[Any] = list(peer.layers)
+    kind: dict[str, Any] = {
         "input_heads": layers[0].read.heads,
         "comm_key_size": layers[0].talk.key_size,
-        "value_size": None,
+        "dtype": next(peer.parameters()).dtype,
     }
-    sizes = [(layer.size, layer.modules, layer.active) for layer in layers]
+    sizes = [(layer.size, layer.groups, layer.active) for layer in layers]
     if len(layers) == 1:
         cell: RIMCell | BRIMCell = RIMCell(inputs, *sizes[0], **kind)
-        own = [cell]
+        own: list[Any] = [cell]
     else:
         cell = BRIMCell(inputs, *(list(one) for one in zip(*sizes, strict=True)), **kind)
         own = list(cell.layers)
     for theirs, mine in zip(layers, own, strict=True):
-        n, d = theirs.modules, theirs.size
+        n, d = theirs.groups, theirs.size
         read, dynamics, talk = mine.input_attention, mine.dynamics, mine.communication
         read.query.weight.copy_(theirs.read.query.weight)
         for slot, (key, value) in enumerate(zip(read.key, read.value, strict=True)):
@@ -201,8 +203,8 @@ def ours_like(peer: Peer, inputs: int) -> RIMCell | BRIMCell:
     return cell
 
 
-def check_agreement(peer: Peer, inputs: int, *, steps: int = 5, rows: int = 4, tolerance: float = 5e-6) -> float:
-    """The largest difference of outputs and of the input's gradients between the peer and ours, from random states.
+def difference(peer: Peer, inputs: int, *, steps: int = 5, rows: int = 4, tolerance: float = 5e-6) -> float:
+    """The largest difference of outputs between the peer and ours, from random states; gradients are compared too.
 
     Raises:
         AssertionError: it is larger than allowed.
@@ -214,9 +216,10 @@ def check_agreement(peer: Peer, inputs: int, *, steps: int = 5, rows: int = 4, t
     x = torch.randn(steps, rows, inputs).to(like).requires_grad_()
     # Not from zeros: there all modules tie, and which of them win is up to each implementation.
     states = [(0.5 * torch.randn(rows, total).to(like), torch.randn(rows, total).to(like)) for total in peer.totals]
+    layers: list[Any] = list(peer.layers)
     made = [
-        RIMState(*(leaf.view(rows, layer.modules, layer.size) for leaf in state))
-        for layer, state in zip(peer.layers, states, strict=True)
+        RIMState(*(leaf.view(rows, layer.groups, layer.size) for leaf in state))
+        for layer, state in zip(layers, states, strict=True)
     ]
     expected = peer(x, states)
     found = scan(cell, x, made[0] if len(made) == 1 else tuple(made)).output

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechanisms._base import compiled
 from mechanisms.recurrent import _native as native
+from mechanisms.recurrent import _rim_jobs as rim_jobs
 from mechanisms.recurrent import _rim_kernel as rim_kernel
 from mechanisms.recurrent import kernels
 from mechanisms.recurrent._trees import tensors, tree_map
@@ -54,13 +55,17 @@ class Case:
         self.cell = cell.to(dtype)
         torch.manual_seed(0)
         sizes = (cell.input_size,) if isinstance(cell.input_size, int) else cell.input_size
-        leaves = [randn(steps, rows, size, seed=place, dtype=dtype).requires_grad_() for place, size in enumerate(sizes)]
+        leaves = [
+            randn(steps, rows, size, seed=place, dtype=dtype).requires_grad_() for place, size in enumerate(sizes)
+        ]
         self.x = leaves[0] if isinstance(cell.input_size, int) else tuple(leaves)
         zeros = cell.initial_state(rows)
         self.state = tree_map(lambda leaf: randn(*leaf.shape, seed=leaf.numel(), dtype=dtype).requires_grad_(), zeros)
         self.noise = cell.noise(steps, rows, generator=torch.Generator().manual_seed(3))
 
-    def run(self, backend: str, x: Any = None, noise: Any = None, **options: Any) -> tuple[list[Tensor], dict[str, Any]]:
+    def run(
+        self, backend: str, x: Any = None, noise: Any = None, **options: Any
+    ) -> tuple[list[Tensor], dict[str, Any]]:
         """Outputs and states; gradients by name, `None` where none is wanted."""
         x = self.x if x is None else x
         noise = self.noise if noise is None else noise
@@ -82,7 +87,9 @@ def check_same(one: Any, other: Any, tolerance: float) -> None:
     assert one[1].keys() == other[1].keys()
     for name, a in one[1].items():
         scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
-        torch.testing.assert_close(other[1][name], a, rtol=0, atol=10 * tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            other[1][name], a, rtol=0, atol=10 * tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(f"{k}={v}" for k, v in options.items()))
@@ -144,6 +151,16 @@ def test_lengths_resets_and_cuts_equal_single_steps(kind: str) -> None:
         check_same(case.run("eager", **options), case.run("kernel", **options), TOLERANCE[torch.float64])
 
 
+def test_under_autocast_it_computes_in_the_parameters_type() -> None:
+    torch.manual_seed(0)
+    cell, x = CELLS["two layers"]().eval(), randn(3, 2, 7, seed=0, dtype=torch.float32)
+    expected = scan(cell, x, backend="kernel").output
+    with torch.autocast("cpu", torch.bfloat16):
+        found = scan(cell, x, backend="kernel").output
+        found.sum().backward()
+    assert torch.equal(found, expected)
+
+
 def test_memory_between_steps_may_have_any_layout() -> None:
     torch.manual_seed(0)
     case = Case(CELLS["one layer"]())
@@ -158,13 +175,25 @@ def test_chunks_and_threads_change_no_more_than_rounding(kind: str, monkeypatch)
     case = Case(CELLS[kind](block_inactive_grad=False))
     expected = case.run("kernel")
     monkeypatch.setattr(rim_kernel, "GATHERED", 1 << 15)
-    monkeypatch.setattr(rim_kernel, "HOISTED", 1 << 12)
     monkeypatch.setattr(rim_kernel, "threads_for", lambda *sizes: 3)
     check_same(expected, case.run("kernel"), TOLERANCE[torch.float64])
     with torch.no_grad():
         output, state = scan(case.cell, case.x, case.state, noise=case.noise, backend="kernel")
     for a, b in zip([output, *tensors(state)], expected[0], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sequences_longer_than_what_is_made_ahead(threads: int, monkeypatch) -> None:
+    assert f"#define AHEAD {rim_kernel.AHEAD} " in (native.HERE / "rims.h").read_text()
+    torch.manual_seed(0)
+    monkeypatch.setattr(rim_kernel, "threads_for", lambda *sizes: threads)
+    case = Case(RIMCell(7, 3, 3, 2, **SMALL), steps=rim_kernel.AHEAD + 6, rows=3)
+    expected = case.run("eager")
+    check_same(expected, case.run("kernel"), 10 * TOLERANCE[torch.float64])
+    with torch.no_grad():
+        output, _ = scan(case.cell, case.x, case.state, noise=case.noise, backend="kernel")
+    torch.testing.assert_close(output, expected[0][0], rtol=0, atol=TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -187,13 +216,13 @@ def test_nothing_is_gathered_for_weights_that_are_frozen(monkeypatch) -> None:
     for name, parameter in case.cell.named_parameters():
         parameter.requires_grad_("communication" in name)
     made: list[Any] = []
-    add = rim_kernel._LayerBackward.add
+    finish = rim_kernel.LayerGradients.finish
 
     def seen(self: Any, *rest: Any) -> None:
-        made.append((self.rows, set(self.sums)))
-        add(self, *rest)
+        made.append((self.job.rows, set(self.sums)))
+        finish(self, *rest)
 
-    monkeypatch.setattr(rim_kernel._LayerBackward, "add", seen)
+    monkeypatch.setattr(rim_kernel.LayerGradients, "finish", seen)
     case.run("kernel")
     assert made == [(None, {"talk", "delta", "delta_bias"})]
 
@@ -214,13 +243,14 @@ def test_modules_that_lose_keep_their_state_to_the_bit_and_ties_go_to_the_first(
     torch.manual_seed(0)
     case = Case(CELLS["one layer"](), steps=1)
     with torch.no_grad():
-        _, state, info = scan(case.cell, case.x, case.state, noise=case.noise, need_info=True)
+        _, _, info = scan(case.cell, case.x, case.state, noise=case.noise, need_info=True)
         _, fast = scan(case.cell, case.x, case.state, noise=case.noise, backend="kernel")
         assert torch.equal(fast.h[~info.mask[0]], case.state.h[~info.mask[0]])
         assert torch.equal(fast.c[~info.mask[0]], case.state.c[~info.mask[0]])
         _, first = scan(case.cell, case.x, noise=case.noise, backend="kernel")
     moved = (first.h != 0).any(2)
-    assert bool(moved[:, :3].all()) and not bool(moved[:, 3:].any())
+    assert bool(moved[:, :3].all())
+    assert not bool(moved[:, 3:].any())
 
 
 def test_nan_stays_in_its_row() -> None:
@@ -272,9 +302,9 @@ def test_what_the_kernel_does_not_compute_goes_through_single_steps() -> None:
         pass
 
     hooked = CELLS["one layer"]()
-    hooked.input_attention.value[0].register_forward_hook(lambda *given: 2 * given[-1])
+    hooked.input_attention.value[0].register_forward_hook(lambda *call: 2 * call[-1])
     three = RIMCell((7, 7, 7), 5, 4, 2)
-    for cell, given in (
+    for cell, inputs in (
         (Own(7, 5, 4, 2), x),
         (RIMCell(7, 5, 4, 2, competition="modules"), x),
         (hooked, x),
@@ -282,9 +312,9 @@ def test_what_the_kernel_does_not_compute_goes_through_single_steps() -> None:
         (CELLS["one layer"]().to(torch.bfloat16), x.bfloat16()),
     ):
         with pytest.raises(ValueError, match="no fused path"):
-            scan(cell, given, backend="kernel")
+            scan(cell, inputs, backend="kernel")
         torch.testing.assert_close(
-            *(scan(cell.eval(), given, backend=backend).output for backend in ("auto", "eager")), rtol=0, atol=0
+            *(scan(cell.eval(), inputs, backend=backend).output for backend in ("auto", "eager")), rtol=0, atol=0
         )
 
 
@@ -300,7 +330,7 @@ def test_what_would_be_read_out_of_bounds_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("job", "name"),
-    [(rim_kernel.SlotJob, "Slot"), (rim_kernel.LayerJob, "Layer"), (rim_kernel.StackJob, "Stack")],
+    [(rim_jobs.SlotJob, "Slot"), (rim_jobs.LayerJob, "Layer"), (rim_jobs.StackJob, "Stack")],
 )
 def test_the_structs_are_those_of_the_source(job: Any, name: str) -> None:
     text = (native.HERE / "rims.h").read_text().split(f"struct {name} {{")[1].split("};")[0]

@@ -1,4 +1,4 @@
-"""Whole sequences of RIM and BRIM cells at once: from their states, noise and parameters to the kernel's form, and back.
+"""Whole sequences of RIM and BRIM cells at once: from states, noise and parameters to the kernel's form, and back.
 
 Shapes: T steps, B rows, n modules of d units.
 """
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mechanisms.recurrent._attention_kernel import applies, plain_products
 from mechanisms.recurrent._driver import transformed
-from mechanisms.recurrent._rim_kernel import INPUT, MOST, SOURCE, LayerShape, LayerTensors, Plan, run_stack
+from mechanisms.recurrent._rim_jobs import INPUT, LayerShape, LayerTensors, Plan, Slot
+from mechanisms.recurrent._rim_kernel import SOURCE, run_stack
 from mechanisms.recurrent._trees import Tree, tree_map
 from mechanisms.recurrent.grouped import GroupLSTMCell
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.rim_cell import RIMCell
 
 SLOTS = 2  # as many as the kernel knows
+MOST = 1 << 14  # scores of a row: C holds them on the stack
 
 
 def rim_sequence(cell: "RIMCell", inputs: Tree, state: Any, noise: Tree, lengths: list[int] | None = None) -> Any:
@@ -90,7 +92,7 @@ def _run(
     output, mask, last = run_stack(plan, inputs, layers, slots)
     if cells[-1].readout == "active":
         output = torch.where(mask.bool().unsqueeze(3), output.view(*mask.shape, -1), 0.0).flatten(2)
-    if lengths is not None and min(lengths) < steps:
+    if ends is not None and int(ends.min()) < steps:
         time = torch.arange(steps).unsqueeze(1)
         output = torch.where((time < ends).unsqueeze(2), output, 0.0)
     return output, [type(state)(*leaves) for state, leaves in zip(states, last, strict=True)]
@@ -99,8 +101,10 @@ def _run(
 def _known(cell: "RIMCell", sources: tuple[int, ...]) -> bool:
     """Whether the kernel computes what this cell does."""
     attention = cell.input_attention
-    heads = cell.num_modules * attention.num_heads
-    if cell.competition != "null" or len(sources) > SLOTS or heads > MOST:
+    talk = 0 if cell.communication is None else cell.communication.num_heads * cell.num_active
+    if cell.competition != "null" or len(sources) > SLOTS:
+        return False
+    if cell.num_modules * max(attention.num_heads, talk) > MOST:
         return False
     maps = [*attention.value, *(attention.key or ())]
     return len(attention.value) == len(sources) and plain_products(*maps)
@@ -141,13 +145,13 @@ def _tensors(cell: "RIMCell", state: Any) -> LayerTensors:
     return LayerTensors(*own, dynamics.weight_ih, dynamics.weight_hh, *biases, *rest)
 
 
-def _slots(cell: "RIMCell") -> list[tuple[Tensor | None, Tensor]]:
-    attention = cell.input_attention
-    keys = [None] * len(attention.value) if attention.key is None else [one.weight for one in attention.key]
-    return [(key, one.weight) for key, one in zip(keys, attention.value, strict=True)]
+def _slots(cell: "RIMCell") -> list[Slot]:
+    values: list[Any] = list(cell.input_attention.value)
+    keys: list[Any] = [None] * len(values) if cell.input_attention.key is None else list(cell.input_attention.key)
+    return [(None if key is None else key.weight, value.weight) for key, value in zip(keys, values, strict=True)]
 
 
-def _masks(noise: Any) -> tuple[Tensor | None, Tensor | None]:
+def _masks(noise: Any) -> tuple[Tensor | None, ...]:
     """What the two dropouts keep."""
     if noise is None:
         return None, None

@@ -4,9 +4,7 @@
 // Rows never meet, so threads take rows. Everything that is a product goes through `multiply`, the rows of one module
 // together; modules that lost take part only where their candidates are seen. Letters as in rims.h.
 
-#include "rims.h"
-
-#include <math.h>
+#include "rim_rows.h"
 
 struct Space {
     REAL *x, *z, *arrived, *dy;  // (B, H dv + d), (B, at least 4 d), (B, n, d), (B, K, Hc cv): rows of this call
@@ -34,151 +32,8 @@ static struct Space space_of(const struct Layer *l, const struct Stack *s) {
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
-// The K modules with the least attention to the empty slot; of equals the first, NaN last, as a stable sort has them.
-static void compete(const struct Layer *l, const REAL *null, uint8_t *mask, int32_t *chosen) {
-    const int64_t n = l->modules;
-    int32_t order[n];
-    for (int32_t k = 0; k < n; k++) {
-        int64_t at = k;
-        for (; at > 0; at--) {
-            const REAL before = null[order[at - 1]], here = null[k];
-            if (!(before > here || (before != before && here == here))) break;
-            order[at] = order[at - 1];
-        }
-        order[at] = k;
-    }
-    memset(mask, 0, (size_t)n);
-    for (int64_t r = 0; r < l->active; r++) mask[order[r]] = 1;
-    for (int64_t k = 0, r = 0; k < n; k++)
-        if (mask[k]) chosen[r++] = (int32_t)k;
-}
-
-// Scores, attention and competition of a row. Attention is kept as (slots, n H). Without keys all modules read all.
-static void attend(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b, const REAL *q, REAL *alpha,
-                   uint8_t *mask, int32_t *chosen) {
-    const int64_t H = l->heads, dk = l->key, all_heads = l->modules * H, wide = padded(all_heads);
-    if (!dk) {
-        for (int64_t i = 0; i < l->slots * all_heads; i++) alpha[i] = 1;
-        for (int32_t k = 0; k < l->modules; k++) mask[k] = 1, chosen[k] = k;
-        return;
-    }
-    const REAL scale = 1 / __builtin_sqrt((double)dk);
-    REAL e[2][wide], empty[wide], null[l->modules];
-    vec part[wide];
-    for (int64_t slot = 0; slot < l->slots; slot++) {
-        const REAL *keys = keys_at(l, s, slot, t, b);
-        for (int64_t k = 0; k < l->modules; k++)
-            for (int64_t i = 0; i < H; i++) part[k * H + i] = products(q + (k * H + i) * dk, keys + i * dk, dk);
-        write_totals(e[slot], part, all_heads, scale);
-    }
-    VECTORS(u, all_heads) {
-        const vec a = load(e[0] + u, LANES), c = l->slots > 1 ? load(e[1] + u, LANES) : all(-LIMIT);
-        vec most = SELECT(a > 0, a, (vec){});
-        if (l->slots > 1) most = SELECT(c > most, c, most);
-        const vec none = exp_(-most), one = exp_(a - most), two = l->slots > 1 ? exp_(c - most) : (vec){};
-        const vec sum = none + one + two;
-        store(empty + u, none / sum, LANES);
-        store(alpha + u, one / sum, left(all_heads, u));
-        if (l->slots > 1) store(alpha + all_heads + u, two / sum, left(all_heads, u));
-    }
-    for (int64_t k = 0; k < l->modules; k++) {
-        null[k] = 0;
-        for (int64_t i = 0; i < H; i++) null[k] += empty[k * H + i];
-    }
-    compete(l, null, mask, chosen);
-}
-
-// What a module reads of a row: values by their attention, and dropout.
-static void read_values(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b, int64_t k,
-                        const REAL *alpha, REAL *out) {
-    const int64_t H = l->heads, dv = l->value, n = l->modules, at = ((t * s->cell.batch + b) * n + k) * H * dv;
-    const REAL *first = keys_at(l, s, 0, t, b) + H * l->key;
-    const REAL *second = l->slots > 1 ? keys_at(l, s, 1, t, b) + H * l->key : NULL;
-    for (int64_t i = 0; i < H; i++) {
-        const REAL one = alpha[k * H + i], two = second ? alpha[(n + k) * H + i] : 0;
-        VECTORS(u, dv) {
-            const int some = left(dv, u);
-            const int64_t v = i * dv + u;
-            vec a = one * load(first + v, some);
-            if (second) a += two * load(second + v, some);
-            store(out + v, a * dropped(l->read_mask, at + v, l->read_scale, some), some);
-        }
-    }
-}
-
-// From the sums of the gates to their values (in place), the candidate and, where the module won, its new memory.
-static void candidate(const struct Layer *l, REAL *z, const REAL *h, const REAL *c, REAL *u, REAL *c_new, int won) {
-    const int64_t d = l->size;
-    VECTORS(j, d) {
-        const int n = left(d, j);
-        const vec a = load(z + j, n), b = load(z + d + j, n), g = load(z + 2 * d + j, n), o = load(z + 3 * d + j, n);
-        if (l->gru) {
-            const vec r = sigmoid(a), keep = sigmoid(b), fresh = tanh_(g + r * o);
-            store(z + j, r, n), store(z + d + j, keep, n), store(z + 2 * d + j, fresh, n);
-            store(u + j, (1 - keep) * fresh + keep * load(h + j, n), n);
-            continue;
-        }
-        const vec in = sigmoid(a), forget = sigmoid(b), cell = tanh_(g), out = sigmoid(o);
-        const vec memory = forget * load(c + j, n) + in * cell;
-        store(z + j, in, n), store(z + d + j, forget, n), store(z + 2 * d + j, cell, n), store(z + 3 * d + j, out, n);
-        store(u + j, out * tanh_(memory), n);
-        if (won) store(c_new + j, memory, n);
-    }
-}
-
-// Attention of the active modules of a row over all modules: y (K, Hc cv). It is kept as (n, K Hc), so that what is
-// done for each module and head is done for all at once.
-static void talk(const struct Layer *l, const REAL *qkv, const int32_t *chosen, REAL *share, REAL *y) {
-    const int64_t n = l->modules, heads = l->comm_heads, ck = l->comm_key, cv = l->comm_value, row = talk_size(l);
-    const int64_t all_heads = l->active * heads, wide = padded(all_heads);
-    const REAL scale = 1 / __builtin_sqrt((double)ck);
-    REAL e[n][wide];
-    vec part[wide];
-    for (int64_t j = 0; j < n; j++) {
-        const REAL *keys = qkv + j * row + heads * ck;
-        for (int64_t r = 0; r < l->active; r++)
-            for (int64_t i = 0; i < heads; i++)
-                part[r * heads + i] = products(qkv + chosen[r] * row + i * ck, keys + i * ck, ck);
-        write_totals(e[j], part, all_heads, scale);
-    }
-    VECTORS(a, all_heads) {
-        vec most = load(e[0] + a, LANES), sum = {};
-        for (int64_t j = 1; j < n; j++) {
-            const vec one = load(e[j] + a, LANES);
-            most = SELECT(one <= most, most, one);
-        }
-        for (int64_t j = 0; j < n; j++) {
-            const vec one = exp_(load(e[j] + a, LANES) - most);
-            sum += one;
-            store(e[j] + a, one, LANES);
-        }
-        for (int64_t j = 0; j < n; j++) store(e[j] + a, load(e[j] + a, LANES) / sum, LANES);
-    }
-    for (int64_t j = 0; j < n; j++) memcpy(share + j * all_heads, e[j], (size_t)all_heads * sizeof(REAL));
-    for (int64_t r = 0; r < l->active; r++)
-        for (int64_t i = 0; i < heads; i++) {
-            const REAL *values = qkv + 2 * heads * ck + i * cv;
-            VECTORS(v, cv) {
-                vec read = {};
-                for (int64_t j = 0; j < n; j++) read += e[j][r * heads + i] * load(values + j * row + v, left(cv, v));
-                store(y + (r * heads + i) * cv + v, read, left(cv, v));
-            }
-        }
-}
-
-// What the others have told an active module, gated: p holds tanh beside sigmoid afterwards.
-static void listen(const struct Layer *l, REAL *p, const uint8_t *mask, const REAL *u, REAL *h) {
-    const int64_t d = l->size;
-    VECTORS(j, d) {
-        const int n = left(d, j);
-        const vec told = tanh_(load(p + j, n) * dropped(mask, j, l->comm_scale, n)), gate = sigmoid(load(p + d + j, n));
-        store(p + j, told, n), store(p + d + j, gate, n);
-        store(h + j, load(u + j, n) + gate * told, n);
-    }
-}
-
-// Queries of all modules from their states; what they tell and ask each other. Both are made again in the backward pass,
-// since they are large and cheap.
+// Queries of all modules from their states; what they tell and ask each other. Both are made again in the backward
+// pass, since they are large and cheap.
 static void ask(const struct Stack *s, const struct Layer *l, int64_t t) {
     const int64_t n = l->modules, d = l->size, keys = l->heads * l->key, first = s->cell.first_row;
     for (int64_t k = 0; k < n; k++)
@@ -204,7 +59,7 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
         if (slot->source >= 0)
-            multiply(rows, read_state(s, layer, slot, t, first), slot->size, slot->weight, slot->size, kv_size(l),
+            multiply(rows, read_rows(s, layer, slot, t, first), slot->size, slot->weight, slot->size, kv_size(l),
                      keys_at(l, s, i, t, first), kv_size(l), NULL, 0);
     }
     REAL *q = l->q, *alpha = l->alpha + at * l->slots * n * H;
@@ -225,7 +80,8 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
             const REAL *old = h_before(l, s, t, b) + k * d;
             if (!mask[b * n + k]) {
                 memcpy(h + b * row + k * d, old, (size_t)d * sizeof(REAL));
-                if (c && (l->keep || !t)) memcpy(c + b * row + k * d, c_before(l, s, t, b) + k * d, (size_t)d * sizeof(REAL));
+                if (c && (l->keep || !t))
+                    memcpy(c + b * row + k * d, c_before(l, s, t, b) + k * d, (size_t)d * sizeof(REAL));
                 if (l->held || !l->comm) {
                     if (l->comm) memcpy(u + b * row + k * d, old, (size_t)d * sizeof(REAL));
                     continue;
@@ -258,138 +114,39 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
     for (int64_t b = first; b < cell->end_row; b++)
         if (chosen[b * K] < 0) memset(y + b * K * told, 0, (size_t)(K * told) * sizeof(REAL));
         else talk(l, qkv + b * n * talk_size(l), chosen + b * K, share + b * K * l->comm_heads * n, y + b * K * told);
-    multiply(rows * K, y + first * K * told, told, l->delta, told, 2 * d, p + first * K * 2 * d, 2 * d, l->delta_bias, 0);
+    multiply(rows * K, y + first * K * told, told, l->delta, told, 2 * d, p + first * K * 2 * d, 2 * d, l->delta_bias,
+             0);
     for (int64_t b = first; b < cell->end_row; b++)
         for (int64_t r = 0; r < K && chosen[b * K] >= 0; r++) {
             const int64_t own = b * row + chosen[b * K + r] * d;
-            listen(l, p + (b * K + r) * 2 * d, l->comm_mask ? l->comm_mask + t * B * row + own : NULL, u + own, h + own);
+            const uint8_t *some = l->comm_mask ? l->comm_mask + t * B * row + own : NULL;
+            listen(l, p + (b * K + r) * 2 * d, some, u + own, h + own);
         }
+}
+
+// Keys and values of the input at the next steps.
+static void look_ahead(const struct Stack *s, const struct Layer *l, int64_t t) {
+    const int64_t B = s->cell.batch, first = s->cell.first_row, rows = s->cell.end_row - first, steps = s->cell.steps;
+    const int64_t ahead = steps - t < AHEAD ? steps - t : AHEAD;
+    for (int64_t i = 0; i < l->slots; i++) {
+        const struct Slot *slot = &l->slot[i];
+        if (slot->source >= 0) continue;
+        const int64_t whole = rows == B;  // then rows of one step follow those of the step before
+        for (int64_t j = 0; j < (whole ? 1 : ahead); j++)
+            multiply(whole ? ahead * B : rows, read_rows(s, 0, slot, t + j, first), slot->size, slot->weight,
+                     slot->size, kv_size(l), keys_at(l, s, i, t + j, first), kv_size(l), NULL, 0);
+    }
 }
 
 void stack_forward(const struct Stack *s) {
     for (int64_t t = 0; t < s->cell.steps; t++)
-        for (int64_t layer = 0; layer < s->count; layer++) layer_forward(s, layer, t);
+        for (int64_t layer = 0; layer < s->count; layer++) {
+            if (t % AHEAD == 0) look_ahead(s, &s->layers[layer], t);
+            layer_forward(s, layer, t);
+        }
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------
-
-// Gradients of a row's queries, keys and values of the communication.
-static void talk_back(const struct Layer *l, const REAL *qkv, const int32_t *chosen, const REAL *share, const REAL *dy,
-                      REAL *dqkv) {
-    const int64_t n = l->modules, heads = l->comm_heads, ck = l->comm_key, cv = l->comm_value, row = talk_size(l);
-    const int64_t K = l->active, all_heads = K * heads, wide = padded(all_heads);
-    const REAL scale = 1 / __builtin_sqrt((double)ck);
-    REAL e[n][wide], mean[wide];
-    vec part[wide];
-    memset(mean, 0, sizeof mean);
-    for (int64_t j = 0; j < n; j++) {
-        const REAL *values = qkv + j * row + 2 * heads * ck;
-        for (int64_t r = 0; r < K; r++)
-            for (int64_t i = 0; i < heads; i++)
-                part[r * heads + i] = products(dy + (r * heads + i) * cv, values + i * cv, cv);
-        write_totals(e[j], part, all_heads, 1);
-        for (int64_t a = 0; a < all_heads; a++) mean[a] += share[j * all_heads + a] * e[j][a];
-    }
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t a = 0; a < all_heads; a++) e[j][a] = scale * share[j * all_heads + a] * (e[j][a] - mean[a]);
-    for (int64_t j = 0; j < n; j++) {
-        REAL *own = dqkv + j * row;
-        VECTORS(v, heads * ck) store(own + v, (vec){}, left(heads * ck, v));
-        for (int64_t i = 0; i < heads; i++) {
-            VECTORS(v, ck) {
-                const int some = left(ck, v);
-                vec sum = {};
-                for (int64_t r = 0; r < K; r++)
-                    sum += e[j][r * heads + i] * load(qkv + chosen[r] * row + i * ck + v, some);
-                store(own + (heads + i) * ck + v, sum, some);
-            }
-            VECTORS(v, cv) {
-                const int some = left(cv, v);
-                vec sum = {};
-                for (int64_t r = 0; r < K; r++)
-                    sum += share[j * all_heads + r * heads + i] * load(dy + (r * heads + i) * cv + v, some);
-                store(own + 2 * heads * ck + i * cv + v, sum, some);
-            }
-        }
-    }
-    for (int64_t r = 0; r < K; r++)
-        for (int64_t i = 0; i < heads; i++)
-            VECTORS(v, ck) {
-                vec sum = {};
-                for (int64_t j = 0; j < n; j++)
-                    sum += e[j][r * heads + i] * load(qkv + j * row + (heads + i) * ck + v, left(ck, v));
-                store(dqkv + chosen[r] * row + i * ck + v, sum, left(ck, v));
-            }
-}
-
-// From the gradients of a candidate and its memory to those of its gates; dc becomes that of the old memory, dh takes
-// what a GRU hands on.
-static void candidate_back(const struct Layer *l, const REAL *z, const REAL *h, const REAL *c, const REAL *arrived,
-                           REAL *dz, REAL *dh, REAL *dc, int won) {
-    const int64_t d = l->size;
-    VECTORS(j, d) {
-        const int n = left(d, j);
-        const vec e = load(arrived + j, n);
-        const vec a = load(z + j, n), b = load(z + d + j, n), g = load(z + 2 * d + j, n), o = load(z + 3 * d + j, n);
-        const vec held = won ? (vec){} : load(dh + j, n);
-        if (l->gru) {
-            const vec dfresh = e * (1 - b) * (1 - g * g);
-            store(dz + j, dfresh * o * a * (1 - a), n), store(dz + d + j, e * (load(h + j, n) - g) * b * (1 - b), n);
-            store(dz + 2 * d + j, dfresh, n), store(dz + 3 * d + j, dfresh * a, n);
-            store(dh + j, held + e * b, n);
-            continue;
-        }
-        const vec old = load(c + j, n), th = tanh_(b * old + a * g), later = load(dc + j, n);
-        const vec dmemory = (won ? later : (vec){}) + e * o * (1 - th * th);
-        store(dz + j, dmemory * g * a * (1 - a), n), store(dz + d + j, dmemory * old * b * (1 - b), n);
-        store(dz + 2 * d + j, dmemory * a * (1 - g * g), n), store(dz + 3 * d + j, e * th * o * (1 - o), n);
-        store(dh + j, held, n);
-        store(dc + j, (won ? (vec){} : later) + dmemory * b, n);
-    }
-}
-
-// From the gradient of what a module read (it is overwritten) to those of its query, and of the slots.
-static void attend_back(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b, int64_t k, const REAL *q,
-                        const REAL *alpha, REAL *d_read, REAL *dq) {
-    const int64_t H = l->heads, dk = l->key, dv = l->value, n = l->modules, B = s->cell.batch;
-    const int64_t at = ((t * B + b) * n + k) * H * dv;
-    const REAL scale = dk ? 1 / __builtin_sqrt((double)dk) : 0;
-    const REAL *kv[2];
-    REAL *grad[2];
-    for (int64_t slot = 0; slot < l->slots; slot++) {
-        kv[slot] = keys_at(l, s, slot, t, b);
-        grad[slot] = l->slot[slot].grad + (t * B + b) * kv_size(l);
-    }
-    for (int64_t i = 0; i < H; i++) {
-        REAL e[2] = {0, 0}, mean = 0;
-        vec sum[2] = {{}, {}};
-        VECTORS(u, dv) {
-            const int some = left(dv, u);
-            const int64_t v = H * dk + i * dv + u;
-            const vec g = load(d_read + i * dv + u, some) * dropped(l->read_mask, at + i * dv + u, l->read_scale, some);
-            for (int64_t slot = 0; slot < l->slots; slot++) {
-                sum[slot] += g * load(kv[slot] + v, some);
-                store(grad[slot] + v, load(grad[slot] + v, some) + alpha[(slot * n + k) * H + i] * g, some);
-            }
-        }
-        for (int64_t slot = 0; slot < l->slots; slot++) {
-            e[slot] = sum_of(sum[slot]);
-            mean += alpha[(slot * n + k) * H + i] * e[slot];
-        }
-        for (int64_t slot = 0; slot < l->slots; slot++) e[slot] = scale * alpha[(slot * n + k) * H + i] * (e[slot] - mean);
-        VECTORS(u, dk) {
-            const int some = left(dk, u);
-            const vec query = load(q + i * dk + u, some);
-            vec back = {};
-            for (int64_t slot = 0; slot < l->slots; slot++) {
-                REAL *dkey = grad[slot] + i * dk + u;
-                back += e[slot] * load(kv[slot] + i * dk + u, some);
-                store(dkey, load(dkey, some) + e[slot] * query, some);
-            }
-            store(dq + i * dk + u, back, some);
-        }
-    }
-}
 
 // What the communication hands back to the candidates, in `arrived`; the state that losers show others takes its own.
 static void talking_back(const struct Stack *s, const struct Layer *l, const struct Space *space, int64_t t) {
@@ -411,9 +168,10 @@ static void talking_back(const struct Stack *s, const struct Layer *l, const str
             const REAL *p = l->p + ((at + b) * K + r) * 2 * d;
             VECTORS(j, d) {
                 const int some = left(d, j);
-                const vec e = load(l->dh + own + j, some), th = load(p + j, some), gate = load(p + d + j, some);
-                store(out + j, e * gate * (1 - th * th) * dropped(l->comm_mask, at * row + own + j, l->comm_scale, some), some);
-                store(out + d + j, e * th * gate * (1 - gate), some);
+                const vec e = take(l->dh + own + j, some), th = take(p + j, some), gate = take(p + d + j, some);
+                const vec kept_part = dropped(l->comm_mask, at * row + own + j, l->comm_scale, some);
+                put(out + j, e * gate * (1 - th * th) * kept_part, some);
+                put(out + d + j, e * th * gate * (1 - gate), some);
             }
         }
     multiply(rows * K, dp + first * K * 2 * d, 2 * d, l->delta_back, 2 * d, told, space->dy, told, NULL, 0);
@@ -448,13 +206,14 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
     const struct Sequence *cell = &s->cell;
     const int64_t n = l->modules, d = l->size, H = l->heads, B = cell->batch, row = n * d, first = cell->first_row;
     const int64_t rows = cell->end_row - first, read = H * l->value, fed = read + d, at = t * B, keys = H * l->key;
+    const int64_t here = (t - cell->begin) * B;
     const struct Space space = space_of(l, s);
     const uint8_t *mask = l->mask + at * n;
     const int lost_too = l->comm && !l->held && !l->blocked;  // candidates that lost have gradients
     if (l->comm) talking_back(s, l, &space, t);
     ask(s, l, t);
     for (int64_t i = 0; i < l->slots; i++)
-        memset(l->slot[i].grad + (at + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
+        memset(l->slot[i].grad + (here + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
     for (int64_t k = 0; k < n; k++) {
         const int64_t start = (k * B + first) * l->span + l->count[s->part * n + k];
         REAL *dz = l->dz + start * 4 * d, *dq = l->dq + start * keys;
@@ -487,14 +246,19 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
     }
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
+        const REAL *grad = slot->grad + (here + first) * kv_size(l);
         if (slot->source >= 0)
-            multiply(rows, slot->grad + (at + first) * kv_size(l), kv_size(l), slot->back, kv_size(l), slot->size,
+            multiply(rows, grad, kv_size(l), slot->back, kv_size(l), slot->size,
                      s->layers[slot->source].dh + first * slot->size, slot->size, NULL, 1);
+        else if (slot->grad_x)
+            multiply(rows, grad, kv_size(l), slot->back, kv_size(l), slot->size,
+                     slot->grad_x + (at + first) * slot->size, slot->size, NULL, 0);
     }
 }
 
 // What these steps add to the gradients of weights.
-static void add_sums(const struct Stack *s, const struct Layer *l) {
+static void add_sums(const struct Stack *s, int64_t layer) {
+    const struct Layer *l = &s->layers[layer];
     const struct Sequence *cell = &s->cell;
     const int64_t n = l->modules, d = l->size, K = l->active, B = cell->batch, first = cell->first_row;
     const int64_t keys = l->heads * l->key, read = l->heads * l->value, fed = read + d, talks = talk_size(l);
@@ -511,6 +275,14 @@ static void add_sums(const struct Stack *s, const struct Layer *l) {
     // Steps lie behind each other, so that all are one when this call has all rows.
     const int64_t some = cell->end_row - first, every = cell->end - cell->begin, whole = some == B;
     const int64_t rows = whole ? every * B : some;
+    for (int64_t i = 0; i < l->slots; i++) {
+        const struct Slot *slot = &l->slot[i];
+        const int64_t one = whole && slot->source <= layer;  // a layer above is read a step before, at first its h0
+        for (int64_t t = 0; slot->sum && t < (one ? 1 : every); t++)
+            add_outer(one ? rows : some, slot->grad + (t * B + first) * kv_size(l), kv_size(l), kv_size(l),
+                      read_rows(s, layer, slot, cell->begin + t, first), slot->size, slot->size,
+                      slot->sum + s->part * kv_size(l) * slot->size);
+    }
     for (int64_t t = 0; l->comm && t < (whole ? 1 : every); t++) {
         const int64_t at = t * B + first, from = (cell->begin + t) * B + first;
         for (int64_t k = 0; l->sum_talk && k < n; k++)
@@ -518,13 +290,14 @@ static void add_sums(const struct Stack *s, const struct Layer *l) {
                       l->sum_talk + (s->part * n + k) * d * talks);
         const REAL *dp = l->dp + at * K * 2 * d;
         if (l->sum_delta)
-            add_outer(rows * K, l->y + from * K * told, told, told, dp, 2 * d, 2 * d, l->sum_delta + s->part * told * 2 * d);
+            add_outer(rows * K, l->y + from * K * told, told, told, dp, 2 * d, 2 * d,
+                      l->sum_delta + s->part * told * 2 * d);
         if (l->sum_delta_bias) add_rows(rows * K, dp, 2 * d, l->sum_delta_bias + s->part * 2 * d);
     }
 }
 
-// From the last of these steps to the first, layers from the top: the state of a layer is read by that above at the same
-// step, by that below at the next.
+// From the last of these steps to the first, layers from the top: the state of a layer is read by that above at the
+// same step, by that below at the next.
 void stack_backward(const struct Stack *s) {
     const struct Layer *top = &s->layers[s->count - 1];
     const int64_t row = top->modules * top->size, first = s->cell.first_row, rows = s->cell.end_row - first;
@@ -533,5 +306,5 @@ void stack_backward(const struct Stack *s) {
             add_scaled(top->dh + first * row, 1, s->cell.grad_out + (t * s->cell.batch + first) * row, rows * row);
         for (int64_t layer = s->count - 1; layer >= 0; layer--) layer_backward(s, layer, t);
     }
-    for (int64_t layer = 0; layer < s->count; layer++) add_sums(s, &s->layers[layer]);
+    for (int64_t layer = 0; layer < s->count; layer++) add_sums(s, layer);
 }

@@ -5,11 +5,15 @@
 
 #include "gates.h"
 
+#define AHEAD 64  // steps whose keys and values of the input are made at once, and kept when nothing else is
+
 // What a layer attends to: keys (H dk numbers) beside values (H dv).
 struct Slot {
     int64_t source, size;        // a layer, or -1 for the input; numbers in a row of that layer's state
-    const REAL *weight, *back;   // of a layer's state: packed (size, keys and values), and its transpose
-    REAL *kv, *grad;             // (T, B, keys and values); of a layer's state, one step when nothing is kept
+    const REAL *weight, *back;   // packed (size, keys and values), and its transpose
+    const REAL *x;               // the input (T, B, size)
+    REAL *kv, *grad, *grad_x;    // (T, B, keys and values), (span, B, keys and values), as x or NULL
+    REAL *sum;                   // (parts, keys and values, size), added to, or NULL
 };
 
 struct Layer {
@@ -35,7 +39,7 @@ struct Layer {
     int32_t *list;               // (B)
     REAL *dh, *dc;               // (B, n, d): gradients of the state, in and out
     int64_t span;                // steps that the following have room for
-    REAL *rows, *dz, *dq;        // gathered, for each module: what entered its gates (or NULL), gradients of gates, queries
+    REAL *rows, *dz, *dq;        // gathered by modules: what entered the gates (or NULL), gradients of gates and of q
     int64_t *count;              // (parts, n): how many rows each module has there
     REAL *dqkv, *dp;             // (span, B, n, ...), (span, B, K, 2 d)
     // Sums, (parts, ...), added to, or NULL: of the matrices and vectors above, `delta` as (Hc cv, 2 d).
@@ -48,12 +52,14 @@ struct Stack {
     const struct Layer *layers;
 };
 
+INLINE int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+
 // Modules' matrices as panels (k, up to 4 * LANES columns), zeros behind the last column; element (m, i, j) at strides.
 void pack_modules(const REAL *w, int64_t modules, int64_t k, int64_t columns, int64_t apart, int64_t row,
                   int64_t column, REAL *packed) {
     for (int64_t m = 0; m < modules; m++, w += apart)
         for (int64_t u = 0; u < columns; u += 4 * LANES) {
-            const int64_t n = columns - u < 4 * LANES ? columns - u : 4 * LANES, width = (n + LANES - 1) / LANES * LANES;
+            const int64_t n = columns - u < 4 * LANES ? columns - u : 4 * LANES, width = padded(n);
             if (column == 1)
                 for (int64_t j = 0; j < k; j++) {
                     memcpy(packed + j * width, w + j * row + u, (size_t)n * sizeof(REAL));
@@ -68,7 +74,29 @@ void pack_modules(const REAL *w, int64_t modules, int64_t k, int64_t columns, in
         }
 }
 
-INLINE int64_t padded(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+// The first n numbers at p, the rest zero, and back: as load() and store(), which are slow where n < LANES.
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#ifdef DOUBLE
+INLINE vec some_of(const REAL *p, int n) { return (vec)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p); }
+INLINE void put_some(REAL *p, vec a, int n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)a); }
+#else
+INLINE vec some_of(const REAL *p, int n) { return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+INLINE void put_some(REAL *p, vec a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)a); }
+#endif
+#else
+INLINE vec some_of(const REAL *p, int n) { return load(p, n); }
+INLINE void put_some(REAL *p, vec a, int n) { store(p, a, n); }
+#endif
+INLINE vec take(const REAL *p, int n) {
+    if (n == LANES) return *(const loose *)p;
+    return some_of(p, n);
+}
+INLINE void put(REAL *p, vec a, int n) {
+    if (n == LANES) *(loose *)p = a;
+    else put_some(p, a, n);
+}
+
 INLINE int left(int64_t size, int64_t u) { return size - u < LANES ? (int)(size - u) : LANES; }
 #define VECTORS(u, size) for (int64_t u = 0; u < (size); u += LANES)
 
@@ -86,17 +114,17 @@ static void multiply(int64_t rows, const REAL *a, int64_t a_row, const REAL *w, 
                 for (int v = 0; v < count; v++) {
                     const int n = v == count - 1 ? last : LANES;
                     const int64_t at = u + v * LANES;
-                    sum[r][v] = add ? load(out + (row + r) * out_row + at, n) : start ? load(start + at, n) : (vec){};
+                    sum[r][v] = add ? take(out + (row + r) * out_row + at, n) : start ? take(start + at, n) : (vec){};
                 }
             product((int)some, count, sum, count - 1, a + row * a_row, a_row, w + u * k, k);
             for (int r = 0; r < some; r++)
                 for (int v = 0; v < count; v++)
-                    store(out + (row + r) * out_row + u + v * LANES, sum[r][v], v == count - 1 ? last : LANES);
+                    put(out + (row + r) * out_row + u + v * LANES, sum[r][v], v == count - 1 ? last : LANES);
         }
     }
 }
 
-// sum (k, columns) += x^T g for some rows of x (k) and g (columns). Whole vectors of g are read, also at its end.
+// sum (some, count vectors) += x^T g over the rows of x and g. Whole vectors of g are read.
 INLINE void fixed_outer(int some, int count, int64_t rows, const REAL *x, int64_t x_row, const REAL *g, int64_t g_row,
                         REAL *sum, int64_t columns, int last) {
     vec a[BLOCK][4];
@@ -119,7 +147,7 @@ INLINE void fixed_outer(int some, int count, int64_t rows, const REAL *x, int64_
         for (int v = 0; v < count; v++) {
             const int n = v == count - 1 ? last : LANES;
             REAL *out = sum + i * columns + v * LANES;
-            store(out, load(out, n) + a[i][v], n);
+            put(out, take(out, n) + a[i][v], n);
         }
 }
 
@@ -142,24 +170,32 @@ static void outer(int some, int count, int64_t rows, const REAL *x, int64_t x_ro
 }
 
 #define NEAR 128  // rows that are gone through at once, so that they are still in the cache for the next columns
+
+// sum (k, columns) += x^T g for some rows of x (k) and g (columns).
 static void add_outer(int64_t rows, const REAL *x, int64_t x_row, int64_t k, const REAL *g, int64_t g_row,
                       int64_t columns, REAL *sum) {
-    for (int64_t row = 0; row < rows; row += NEAR)
+    REAL end[columns + LANES];  // the last row, where whole vectors would reach beyond what is there
+    const int64_t sure = columns % LANES && rows ? rows - 1 : rows;
+    if (sure < rows) memcpy(end, g + sure * g_row, (size_t)columns * sizeof(REAL));
+    for (int64_t row = 0, some; row < rows; row += some) {
+        some = row == sure ? 1 : sure - row < NEAR ? sure - row : NEAR;
+        const REAL *from = row == sure ? end : g + row * g_row;
         for (int64_t u = 0; u < columns; u += 4 * LANES) {
             const int count = columns - u < 4 * LANES ? (int)((columns - u + LANES - 1) / LANES) : 4;
             const int last = left(columns, u + (count - 1) * LANES);
             for (int64_t i = 0; i < k; i += BLOCK)
-                outer(k - i < BLOCK ? (int)(k - i) : BLOCK, count, rows - row < NEAR ? rows - row : NEAR,
-                      x + row * x_row + i, x_row, g + row * g_row + u, g_row, sum + i * columns + u, columns, last);
+                outer(k - i < BLOCK ? (int)(k - i) : BLOCK, count, some, x + row * x_row + i, x_row, from + u, g_row,
+                      sum + i * columns + u, columns, last);
         }
+    }
 }
 
 static void add_rows(int64_t rows, const REAL *g, int64_t columns, REAL *sum) {
     VECTORS(u, columns) {
         const int n = left(columns, u);
-        vec a = load(sum + u, n);
-        for (int64_t r = 0; r < rows; r++) a += load(g + r * columns + u, n);
-        store(sum + u, a, n);
+        vec a = take(sum + u, n);
+        for (int64_t r = 0; r < rows; r++) a += take(g + r * columns + u, n);
+        put(sum + u, a, n);
     }
 }
 
@@ -215,20 +251,20 @@ INLINE REAL sum_of(vec a) {
 // out[i] = scale * total(part[i]) for `count` vectors; there is room up to a multiple of LANES, in both.
 INLINE void write_totals(REAL *out, vec *part, int64_t count, REAL scale) {
     for (int64_t i = count; i < padded(count); i++) part[i] = (vec){};
-    VECTORS(i, count) store(out + i, scale * totals(part + i), LANES);
+    VECTORS(i, count) put(out + i, scale * totals(part + i), LANES);
 }
 
 // The products of which a dot product is the sum, as one vector.
 INLINE vec products(const REAL *a, const REAL *b, int64_t size) {
     vec sum = {};
-    VECTORS(u, size) sum += load(a + u, left(size, u)) * load(b + u, left(size, u));
+    VECTORS(u, size) sum += take(a + u, left(size, u)) * take(b + u, left(size, u));
     return sum;
 }
 
 INLINE void add_scaled(REAL *out, REAL scale, const REAL *a, int64_t size) {
     VECTORS(u, size) {
         const int n = left(size, u);
-        store(out + u, load(out + u, n) + scale * load(a + u, n), n);
+        put(out + u, take(out + u, n) + scale * take(a + u, n), n);
     }
 }
 
@@ -242,7 +278,8 @@ INLINE int64_t kv_size(const struct Layer *l) { return l->heads * (l->key + l->v
 INLINE int64_t talk_size(const struct Layer *l) { return l->comm_heads * (2 * l->comm_key + l->comm_value); }
 INLINE REAL *keys_at(const struct Layer *l, const struct Stack *s, int64_t slot, int64_t t, int64_t b) {
     const struct Slot *one = &l->slot[slot];
-    return one->kv + ((one->source < 0 ? t : kept(l, t)) * s->cell.batch + b) * kv_size(l);
+    const int64_t at = l->keep ? t : one->source < 0 ? t % AHEAD : 0;
+    return one->kv + (at * s->cell.batch + b) * kv_size(l);
 }
 INLINE const REAL *h_before(const struct Layer *l, const struct Stack *s, int64_t t, int64_t b) {
     const int64_t row = l->modules * l->size;
@@ -252,8 +289,9 @@ INLINE const REAL *c_before(const struct Layer *l, const struct Stack *s, int64_
     const int64_t row = l->modules * l->size;
     return t ? l->c + (kept(l, t - 1) * s->cell.batch + b) * row : l->c0 + b * row;
 }
-// What a slot that is a layer's state reads at a step: the new state of a layer below, the old one of a layer above.
-INLINE const REAL *read_state(const struct Stack *s, int64_t layer, const struct Slot *slot, int64_t t, int64_t b) {
+// What a slot reads at a step: the input, the new state of a layer below, or the old one of a layer above.
+INLINE const REAL *read_rows(const struct Stack *s, int64_t layer, const struct Slot *slot, int64_t t, int64_t b) {
+    if (slot->source < 0) return slot->x + (t * s->cell.batch + b) * slot->size;
     const struct Layer *other = &s->layers[slot->source];
     return slot->source < layer ? other->h + (t * s->cell.batch + b) * slot->size : h_before(other, s, t, b);
 }
