@@ -216,6 +216,7 @@ class Run:
                 self.like.new_empty(space.total, dtype=kind)
                 for space, kind in ((reals, None), (small, torch.int32), (bytes_, torch.uint8))
             ]
+            self.library.large_pages(ctypes.c_void_p(kept[0].data_ptr()), ctypes.c_int64(kept[0].nbytes))
         for space, made in zip((reals, small, bytes_), kept, strict=True):
             space.point(made)
         self.alive += [jobs, kept, output]

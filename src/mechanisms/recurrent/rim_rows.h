@@ -79,21 +79,24 @@ static void read_values(const struct Layer *l, const struct Stack *s, int64_t t,
     }
 }
 
-// From the sums of the gates to their values (in place), the candidate and, where the module won, its new memory.
-static void candidate(const struct Layer *l, REAL *z, const REAL *h, const REAL *c, REAL *u, REAL *c_new, int won) {
+// From the sums of the gates to their values, the candidate and, where the module won, its new memory.
+static void candidate(const struct Layer *l, const REAL *z, REAL *gates, const REAL *h, const REAL *c, REAL *u,
+                      REAL *c_new, int won) {
     const int64_t d = l->size;
     VECTORS(j, d) {
         const int n = left(d, j);
         const vec a = take(z + j, n), b = take(z + d + j, n), g = take(z + 2 * d + j, n), o = take(z + 3 * d + j, n);
         if (l->gru) {
             const vec r = sigmoid(a), keep = sigmoid(b), fresh = tanh_(g + r * o);
-            put(z + j, r, n), put(z + d + j, keep, n), put(z + 2 * d + j, fresh, n);
+            put(gates + j, r, n), put(gates + d + j, keep, n);
+            put(gates + 2 * d + j, fresh, n), put(gates + 3 * d + j, o, n);
             put(u + j, (1 - keep) * fresh + keep * take(h + j, n), n);
             continue;
         }
         const vec in = sigmoid(a), forget = sigmoid(b), cell = tanh_(g), out = sigmoid(o);
         const vec memory = forget * take(c + j, n) + in * cell;
-        put(z + j, in, n), put(z + d + j, forget, n), put(z + 2 * d + j, cell, n), put(z + 3 * d + j, out, n);
+        put(gates + j, in, n), put(gates + d + j, forget, n);
+        put(gates + 2 * d + j, cell, n), put(gates + 3 * d + j, out, n);
         put(u + j, out * tanh_(memory), n);
         if (won) put(c_new + j, memory, n);
     }
