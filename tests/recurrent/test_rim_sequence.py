@@ -1,6 +1,8 @@
 """Whole sequences of RIM and BRIM cells in the kernel equal single steps: outputs, states, gradients."""
 
 import ctypes
+import mmap
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -326,6 +328,22 @@ def test_what_would_be_read_out_of_bounds_is_refused() -> None:
         setattr(broken.dynamics, name, weight)
         with pytest.raises(ValueError, match="it must be"):
             scan(broken, x, backend="kernel")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards memory as Linux does")
+@pytest.mark.parametrize("inputs", [1, 3])
+def test_nothing_is_read_behind_the_input(inputs: int) -> None:
+    torch.manual_seed(0)
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + page), page, 0) == 0  # touching it ends the process
+    steps, rows = 3, 5
+    count = steps * rows * inputs
+    x = torch.frombuffer(memory, dtype=torch.float64, count=count, offset=page - 8 * count).view(steps, rows, inputs)
+    x.copy_(randn(steps, rows, inputs, seed=0))
+    case = Case(RIMCell(inputs, 5, 4, 2, **SMALL), steps, rows)
+    check_same(case.run("eager", x), case.run("kernel", x), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize(
