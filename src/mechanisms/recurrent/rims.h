@@ -278,6 +278,20 @@ INLINE vec dropped(const uint8_t *mask, int64_t at, double scale, int n) {
     return mask ? load_flags(mask + at, n) * (REAL)scale : all(1);
 }
 
+// e^x for x that is not positive, right to its own last bits: the order of small numbers decides who wins, and exp_ is
+// right to those of 1 only. 0 where no normal number is near.
+#ifdef DOUBLE
+#define LEAST 708
+#else
+#define LEAST 87
+#endif
+INLINE vec power(vec x) {
+    const vec low = all(-LEAST);
+    vec r, scale;
+    split(SELECT(x < low, low, x), &r, &scale);
+    return SELECT(x < low, (vec){}, scale + scale * (reduced(r) * r * r + r));
+}
+
 // Where a step is kept.
 INLINE int64_t kept(const struct Layer *l, int64_t t) { return l->keep ? t : 0; }
 INLINE int64_t kv_size(const struct Layer *l) { return l->heads * (l->key + l->value); }
