@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from mechanisms.recurrent.fast_slow_sets import check_split as check_split
     from mechanisms.recurrent.fast_slow_sets import split_fast_slow as split_fast_slow
     from mechanisms.recurrent.grouped import GroupGRUCell as GroupGRUCell
-    from mechanisms.recurrent.grouped import GroupLSTMCell as GroupLSTMCell
     from mechanisms.recurrent.grouped import GroupLinear as GroupLinear
+    from mechanisms.recurrent.grouped import GroupLSTMCell as GroupLSTMCell
     from mechanisms.recurrent.meta_gradients import check_twice_differentiable as check_twice_differentiable
     from mechanisms.recurrent.meta_gradients import maml_gradient as maml_gradient
     from mechanisms.recurrent.meta_gradients import reptile_step as reptile_step

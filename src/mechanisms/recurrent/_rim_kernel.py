@@ -135,8 +135,8 @@ class Run:
         self.lanes = self.library.lanes()
         pack = self.library.pack_modules
         if pack.argtypes is None:
-            pack.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 6, ctypes.c_void_p)
             self.library.space_row.restype = ctypes.c_int64
+            pack.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 6, ctypes.c_void_p)  # last: other threads look at it
         self.layers: list[RunLayer] = []
         at, used = external, 0
         for shape in plan.shapes:
