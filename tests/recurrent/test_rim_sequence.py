@@ -1,6 +1,8 @@
 """Whole sequences of RIM and BRIM cells in the kernel equal single steps: outputs, states, gradients."""
 
 import ctypes
+import mmap
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from mechanisms.recurrent._trees import tensors, tree_map
 from mechanisms.recurrent.brim_cell import BRIMCell
 from mechanisms.recurrent.protocol import Cell
 from mechanisms.recurrent.rim_cell import RIMCell
+from mechanisms.recurrent.rim_layers import BRIM, RIM
 from mechanisms.recurrent.scan import scan
 
 needs_compiler = pytest.mark.skipif(kernels.unavailable(torch.zeros(1)) is not None, reason="no compiler")
@@ -253,6 +256,25 @@ def test_modules_that_lose_keep_their_state_to_the_bit_and_ties_go_to_the_first(
     assert not bool(moved[:, 3:].any())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("least", [-9.0, 5.0, 18.0, 30.0, 85.0])
+def test_of_modules_that_all_attend_strongly_the_strongest_win(
+    least: float, heads: int, slots: int, dtype: torch.dtype
+) -> None:
+    cell = RIMCell((1,) * slots, 1, 4, 2, key_size=1, value_size=1, input_heads=heads, communicate=False, dtype=dtype)
+    x = tuple(torch.ones(1, 1, 1, dtype=dtype) for _ in range(slots))
+    state = tree_map(torch.ones_like, cell.initial_state(1))
+    with torch.no_grad():
+        for key in cell.input_attention.key:
+            key.weight.fill_(1)
+        cell.input_attention.query.weight[:] = least + 0.01 * torch.arange(4).view(4, 1, 1)
+        for backend in ("eager", "kernel"):
+            found = scan(cell.eval(), x, state, backend=backend).state
+            assert (found.h != state.h).flatten().tolist() == [False, False, True, True]
+
+
 def test_nan_stays_in_its_row() -> None:
     torch.manual_seed(0)
     cell = CELLS["one layer"]().eval()
@@ -303,8 +325,14 @@ def test_what_the_kernel_does_not_compute_goes_through_single_steps() -> None:
 
     hooked = CELLS["one layer"]()
     hooked.input_attention.value[0].register_forward_hook(lambda *call: 2 * call[-1])
+    heard = CELLS["one layer"]()
+    heard.communication.register_forward_hook(lambda module, given, found: (2 * found[0], found[1]))
+    stack = CELLS["two layers"]()
+    stack.layers[1] = Own(20, 17, 3, 2)
     three = RIMCell((7, 7, 7), 5, 4, 2)
     for cell, inputs in (
+        (heard, x),
+        (stack, x),
         (Own(7, 5, 4, 2), x),
         (RIMCell(7, 5, 4, 2, competition="modules"), x),
         (hooked, x),
@@ -318,6 +346,21 @@ def test_what_the_kernel_does_not_compute_goes_through_single_steps() -> None:
         )
 
 
+def test_masks_are_flags() -> None:
+    cell, x = CELLS["one layer"](), randn(3, 2, 7, seed=0, dtype=torch.float32)
+    noise = tree_map(lambda leaf: 2 * leaf.byte(), cell.noise(3, 2))
+    with pytest.raises(ValueError, match="no fused path"):
+        scan(cell, x, noise=noise, backend="kernel")
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("network", [RIM(7, 5, 4, 2), BRIM(7, [5, 4], [3, 2], [2, 1])], ids=["RIM", "BRIM"])
+def test_a_compiled_loop_has_no_breaks(network: Any) -> None:
+    x = randn(2, 2, 7, seed=0, dtype=torch.float32)
+    found = torch.compile(network.eval(), fullgraph=True, backend="eager")(x)[0]
+    torch.testing.assert_close(found, network(x)[0])
+
+
 def test_what_would_be_read_out_of_bounds_is_refused() -> None:
     cell = CELLS["one layer"]()
     x = randn(3, 2, 7, seed=0, dtype=torch.float32)
@@ -326,6 +369,22 @@ def test_what_would_be_read_out_of_bounds_is_refused() -> None:
         setattr(broken.dynamics, name, weight)
         with pytest.raises(ValueError, match="it must be"):
             scan(broken, x, backend="kernel")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guards memory as Linux does")
+@pytest.mark.parametrize("inputs", [1, 3])
+def test_nothing_is_read_behind_the_input(inputs: int) -> None:
+    torch.manual_seed(0)
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + page), page, 0) == 0  # touching it ends the process
+    steps, rows = 3, 5
+    count = steps * rows * inputs
+    x = torch.frombuffer(memory, dtype=torch.float64, count=count, offset=page - 8 * count).view(steps, rows, inputs)
+    x.copy_(randn(steps, rows, inputs, seed=0))
+    case = Case(RIMCell(inputs, 5, 4, 2, **SMALL), steps, rows)
+    check_same(case.run("eager", x), case.run("kernel", x), TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize(

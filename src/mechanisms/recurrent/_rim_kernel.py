@@ -1,9 +1,10 @@
 """Modular layers over whole sequences, on the CPU, in one call of C each way: RIMs, and stacks of them (BRIMs).
 
-The same numbers as the steps of the cells. Keys and values of the input are made for many steps at once; the rest is in
-the loop of `rims.c`. Its backward pass is written by hand: a module that lost a step has no gradient there (with the
-defaults), so it takes no part; what entered the gates of those that won is gathered, module by module, and multiplied
-with the gates' gradients for many steps at once. Gradients of weights that are frozen are not computed.
+The same numbers as the steps of the cells up to rounding, which decides where modules compete nearly alike. Keys and
+values of the input are made for many steps at once; the rest is in the loop of `rims.c`. Its backward pass is written
+by hand: a module that lost a step has no gradient there (with the defaults), so it takes no part; what entered the
+gates of those that won is gathered, module by module, and multiplied with the gates' gradients for many steps at once.
+Gradients of weights that are frozen are not computed.
 
 Shapes as in `_rim_jobs`.
 """
@@ -135,8 +136,8 @@ class Run:
         self.lanes = self.library.lanes()
         pack = self.library.pack_modules
         if pack.argtypes is None:
-            pack.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 6, ctypes.c_void_p)
             self.library.space_row.restype = ctypes.c_int64
+            pack.argtypes = (ctypes.c_void_p, *[ctypes.c_int64] * 6, ctypes.c_void_p)  # last: other threads look at it
         self.layers: list[RunLayer] = []
         at, used = external, 0
         for shape in plan.shapes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechanisms.recurrent._attention_kernel import applies, plain_products
 from mechanisms.recurrent._driver import transformed
@@ -15,6 +15,7 @@ from mechanisms.recurrent._rim_jobs import INPUT, LayerShape, LayerTensors, Plan
 from mechanisms.recurrent._rim_kernel import SOURCE, run_stack
 from mechanisms.recurrent._trees import Tree, tree_map
 from mechanisms.recurrent.grouped import GroupLSTMCell
+from mechanisms.recurrent.module_attention import CommunicationAttention, InputAttention
 
 if TYPE_CHECKING:
     from mechanisms.recurrent.brim_cell import BRIMCell
@@ -71,7 +72,12 @@ def _run(
     lengths: list[int] | None,
 ) -> tuple[Tensor, list[Any]] | None:
     """All steps in the kernel, or `None` where it does not apply."""
-    if torch.is_anomaly_enabled():  # single steps say where modules can no longer be chosen
+    if torch.compiler.is_compiling() or torch.is_anomaly_enabled():  # single steps say where no module can be chosen
+        return None
+    masks = [_masks(noise) for noise in noises]
+    if not all(
+        one.dtype == torch.bool and one.device.type == "cpu" for pair in masks for one in pair if one is not None
+    ):
         return None
     if not all(_known(cell, own) for cell, own in zip(cells, sources, strict=True)):
         return None
@@ -88,7 +94,7 @@ def _run(
         return None
     ends = None if lengths is None else torch.tensor(lengths)
     shapes = tuple(_shape(cell, own) for cell, own in zip(cells, sources, strict=True))
-    plan = Plan(shapes, tuple(_masks(noise) for noise in noises), ends)
+    plan = Plan(shapes, tuple(masks), ends)
     output, mask, last = run_stack(plan, inputs, layers, slots)
     if cells[-1].readout == "active":
         output = torch.where(mask.bool().unsqueeze(3), output.view(*mask.shape, -1), 0.0).flatten(2)
@@ -102,12 +108,20 @@ def _known(cell: "RIMCell", sources: tuple[int, ...]) -> bool:
     """Whether the kernel computes what this cell does."""
     attention = cell.input_attention
     talk = 0 if cell.communication is None else cell.communication.num_heads * cell.num_active
-    if cell.competition != "null" or len(sources) > SLOTS:
+    if cell.competition != "null" or len(sources) > SLOTS or type(attention) is not InputAttention:
+        return False
+    if cell.communication is not None and not _plain(cell.communication):
         return False
     if cell.num_modules * max(attention.num_heads, talk) > MOST:
         return False
     maps = [*attention.value, *(attention.key or ())]
     return len(attention.value) == len(sources) and plain_products(*maps)
+
+
+def _plain(talk: nn.Module) -> bool:
+    """Whether the communication, which single steps call as a module, is ours and nothing listens to its calls."""
+    hooks = talk._forward_hooks, talk._forward_pre_hooks, talk._backward_hooks, talk._backward_pre_hooks
+    return type(talk) is CommunicationAttention and not any(hooks)
 
 
 def _shape(cell: "RIMCell", sources: tuple[int, ...]) -> LayerShape:

@@ -107,6 +107,11 @@ class BRIMCell(Cell):
         assert isinstance(found, RIMCell)
         return found
 
+    @property
+    def _ours(self) -> bool:
+        """Whether no subclass, of the stack or of a layer, may compute otherwise."""
+        return type(self) is BRIMCell and all(type(layer) is RIMCell for layer in self.layers)
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         for place in range(len(self.layers)):
@@ -199,10 +204,10 @@ class BRIMCell(Cell):
         lengths: list[int] | None = None,
     ) -> Any:
         """All steps at once, where `_rim_sequence` has a way that is faster."""
-        return brim_sequence(self, inputs, state, noise, lengths) if type(self) is BRIMCell else NotImplemented
+        return brim_sequence(self, inputs, state, noise, lengths) if self._ours else NotImplemented
 
     def _whole_step(self, input: Tree, state: Any, noise: Tree) -> tuple[Any, Any]:
-        found = brim_step(self, input, state, noise) if type(self) is BRIMCell else NotImplemented
+        found = brim_step(self, input, state, noise) if self._ours else NotImplemented
         return super()._whole_step(input, state, noise) if found is NotImplemented else found
 
     def advance(

@@ -68,7 +68,7 @@ class RIMCell(Cell):
     At the first step the state is zero, so all modules are alike to the input attention, and modules 0 to K - 1 win:
     of equal modules the lower index does. The choice is not continuous: where modules attend nearly alike, as small
     ones do at the published initial values, rounding decides, and may differ between types (autocast), devices and
-    back ends.
+    back ends: `need_info=True` takes single steps where a plain run takes the kernel.
 
     Inputs that are zero cannot be told from the null slot: embed raw binary pixels. What is not a number in an input
     stays so in the output; under `torch.autograd.detect_anomaly()` it raises where modules are chosen.

@@ -48,7 +48,7 @@ static void attend(const struct Layer *l, const struct Stack *s, int64_t t, int6
         const vec a = take(e[0] + u, LANES), c = l->slots > 1 ? take(e[1] + u, LANES) : all(-LIMIT);
         vec most = SELECT(a > 0, a, (vec){});
         if (l->slots > 1) most = SELECT(c > most, c, most);
-        const vec none = exp_(-most), one = exp_(a - most), two = l->slots > 1 ? exp_(c - most) : (vec){};
+        const vec none = power(-most), one = power(a - most), two = l->slots > 1 ? power(c - most) : (vec){};
         const vec sum = none + one + two;
         put(empty + u, none / sum, LANES);
         put(alpha + u, one / sum, left(all_heads, u));
@@ -124,7 +124,7 @@ static void talk(const struct Layer *l, const REAL *qkv, const int32_t *chosen, 
             most = SELECT(one <= most, most, one);
         }
         for (int64_t j = 0; j < n; j++) {
-            const vec one = exp_(take(e[j] + a, LANES) - most);
+            const vec one = power(take(e[j] + a, LANES) - most);
             sum += one;
             put(e[j] + a, one, LANES);
         }

@@ -174,17 +174,23 @@ static void outer(int some, int count, int64_t rows, const REAL *x, int64_t x_ro
 // sum (k, columns) += x^T g for some rows of x (k) and g (columns).
 static void add_outer(int64_t rows, const REAL *x, int64_t x_row, int64_t k, const REAL *g, int64_t g_row,
                       int64_t columns, REAL *sum) {
-    REAL end[columns + LANES];  // the last row, where whole vectors would reach beyond what is there
-    const int64_t sure = columns % LANES && rows ? rows - 1 : rows;
-    if (sure < rows) memcpy(end, g + sure * g_row, (size_t)columns * sizeof(REAL));
+    // Vectors behind a row's last column reach into the rows below it, and of the last rows beyond what is there.
+    const int64_t over = padded(columns) - columns, reach = (over + g_row - 1) / g_row;
+    const int64_t sure = rows > reach ? rows - reach : 0;
+    REAL end[LANES][4 * LANES];  // these rows, some columns at a time
     for (int64_t row = 0, some; row < rows; row += some) {
-        some = row == sure ? 1 : sure - row < NEAR ? sure - row : NEAR;
-        const REAL *from = row == sure ? end : g + row * g_row;
+        some = row >= sure ? rows - row : sure - row < NEAR ? sure - row : NEAR;
         for (int64_t u = 0; u < columns; u += 4 * LANES) {
-            const int count = columns - u < 4 * LANES ? (int)((columns - u + LANES - 1) / LANES) : 4;
-            const int last = left(columns, u + (count - 1) * LANES);
+            const int64_t n = columns - u < 4 * LANES ? columns - u : 4 * LANES;
+            const int count = (int)((n + LANES - 1) / LANES), last = left(columns, u + (count - 1) * LANES);
+            const REAL *from = g + row * g_row + u;
+            int64_t apart = g_row;
+            if (row >= sure) {
+                for (int64_t r = 0; r < some; r++) memcpy(end[r], from + r * g_row, (size_t)n * sizeof(REAL));
+                from = end[0], apart = 4 * LANES;
+            }
             for (int64_t i = 0; i < k; i += BLOCK)
-                outer(k - i < BLOCK ? (int)(k - i) : BLOCK, count, some, x + row * x_row + i, x_row, from + u, g_row,
+                outer(k - i < BLOCK ? (int)(k - i) : BLOCK, count, some, x + row * x_row + i, x_row, from, apart,
                       sum + i * columns + u, columns, last);
         }
     }
@@ -270,6 +276,20 @@ INLINE void add_scaled(REAL *out, REAL scale, const REAL *a, int64_t size) {
 
 INLINE vec dropped(const uint8_t *mask, int64_t at, double scale, int n) {
     return mask ? load_flags(mask + at, n) * (REAL)scale : all(1);
+}
+
+// e^x for x that is not positive, right to its own last bits: the order of small numbers decides who wins, and exp_ is
+// right to those of 1 only. 0 where no normal number is near.
+#ifdef DOUBLE
+#define LEAST 708
+#else
+#define LEAST 87
+#endif
+INLINE vec power(vec x) {
+    const vec low = all(-LEAST);
+    vec r, scale;
+    split(SELECT(x < low, low, x), &r, &scale);
+    return SELECT(x < low, (vec){}, scale + scale * (reduced(r) * r * r + r));
 }
 
 // Where a step is kept.
