@@ -86,14 +86,17 @@ def unpack_state(cell: Any, packed: Tensor, *, dtype: torch.dtype | None = None,
     rest = iter(packed.split(sizes, 1))
     flags = None if start is None else as_flags(start, "start", (packed.shape[0],), packed.device)
 
-    def unpack(leaf: Tensor) -> Tensor:
-        numbers = next(rest).view(leaf.shape)
-        if not leaf.is_floating_point():
-            return (leaf.to(torch.float32) + numbers).round().to(leaf.dtype)
-        base = leaf.detach() if flags is None else torch.where(per_row(flags, leaf), leaf, leaf.detach())
-        return base + numbers.to(leaf.dtype)
+    return tree_map(lambda leaf: _unpacked(leaf, next(rest), flags), initial)
 
-    return tree_map(unpack, initial)
+
+def _unpacked(initial: Tensor, numbers: Tensor, start: Tensor | None) -> Tensor:
+    """One leaf from its numbers and its initial value, which is a constant but in the rows of `start`."""
+    numbers = numbers.view(initial.shape)
+    if not initial.is_floating_point():
+        return (initial.to(torch.float32) + numbers).round().to(initial.dtype)
+    constant = initial.detach()
+    base = constant if start is None else torch.where(per_row(start, initial), initial, constant)
+    return base + numbers.to(initial.dtype)
 
 
 def _flat(leaf: Tensor) -> Tensor:

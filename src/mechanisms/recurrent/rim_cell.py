@@ -223,11 +223,8 @@ class RIMCell(Cell):
         """Zeros."""
         shape = batch_size, self.num_modules, self.hidden_size
         like = self.dynamics.weight_hh
-
-        def zeros() -> Tensor:
-            return like.new_zeros(shape, device=device, dtype=dtype)
-
-        return RIMState(zeros(), zeros() if self.kind == "lstm" else None)
+        h = like.new_zeros(shape, device=device, dtype=dtype)
+        return RIMState(h, torch.zeros_like(h) if self.kind == "lstm" else None)
 
     def hidden(self, state: RIMState) -> Tensor:
         """h of all modules (batch, modules * hidden), module by module."""
@@ -270,15 +267,13 @@ class RIMCell(Cell):
     ) -> RIMNoise | None:
         """Masks of both dropouts in training, where their rates are above 0."""
         device = self.dynamics.weight_hh.device if device is None else device
-
-        def kept(rate: float, size: int) -> Tensor | None:
-            shape = steps, batch_size, self.num_modules, size
-            return draw_masks(shape, 1 - rate, generator, device) if rate > 0 else None
-
         if not self.training:
             return None
-        read = kept(self.input_dropout, self.dynamics.input_size)
-        comm = kept(self.comm_dropout if self.communication is not None else 0.0, self.hidden_size)
+        told = self.comm_dropout if self.communication is not None else 0.0
+        read, comm = (
+            draw_masks((steps, batch_size, self.num_modules, size), 1 - rate, generator, device) if rate > 0 else None
+            for rate, size in ((self.input_dropout, self.dynamics.input_size), (told, self.hidden_size))
+        )
         return None if read is None and comm is None else RIMNoise(read, comm)
 
     def project(self, inputs: Tree, noise: RIMNoise | None = None) -> Folded | Slots:
