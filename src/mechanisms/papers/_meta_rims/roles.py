@@ -124,8 +124,7 @@ def adapted(
 def make_agent(settings: Roles, variant: str, which: str, bench: Bench) -> Any:
     """A fresh agent: what it sees and its mission go into its memory as they are, and from there to the heads.
 
-    There is no encoder: it would be fast in "meta" and in "reversed" alike, and let an agent whose modules rest learn
-    elsewhere what they do not.
+    There is no encoder: it would be fast in "meta" and in "reversed" alike, and could learn for whichever rests.
     """
     from mechanisms.papers._meta_rims import agents
 
