@@ -68,8 +68,38 @@ def test_reversed_is_meta_with_the_roles_changed_but_for_encoder_and_heads() -> 
     assert slow("meta") == attention
     assert slow("reversed") == modules
     assert slow("joint") == set()
+    # The rest is heads: an encoder would learn for modules that rest.
+    assert {name.split(".")[0] for name in names - attention - modules} == {
+        "mlp_extractor",
+        "action_net",
+        "value_net",
+    }
     assert len(attention) == 10
     assert len(modules) == 3
+
+
+def test_the_agent_is_that_of_the_claim() -> None:
+    settings = ROLES.scales["laptop"]
+    assert (settings.num_envs, settings.steps, settings.epochs, settings.lr) == (64, 20, 3, 1e-3)
+    assert (settings.training_updates, settings.transfer_updates, settings.inner_updates) == (150, 120, 4)
+    assert settings.batch_size == settings.num_envs * settings.steps
+    # Rooms and memories begin anew at the start of a phase and nowhere else.
+    assert settings.segment >= max(settings.training_updates, settings.transfer_updates)
+    model = fresh("meta", settings=settings)
+    core = model.policy.lstm_actor.cell
+    assert (core.num_modules, core.hidden_size, core.num_active) == (4, 16, 2)
+    assert core.input_size == 5 * 5 * 4 + 3  # what it sees and the mission, as they are
+    for head in (model.policy.action_net, model.policy.value_net, model.policy.mlp_extractor.policy_net[0]):
+        torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(len(head.weight)))
+        assert not head.bias.any()
+    assert {type(model.policy.mlp_extractor.policy_net[1])} == {torch.nn.Tanh}
+    assert (model.gamma, model.gae_lambda, model.ent_coef, model.vf_coef) == (0.99, 0.99, 0.01, 0.5)
+    assert not model.env.bootstrap
+
+
+def test_modules_need_not_communicate() -> None:
+    policy = fresh("meta", settings=replace(TINY, communicate=False)).policy
+    assert not any("communication" in name for name, _ in policy.named_parameters())
 
 
 def test_every_fifth_update_is_the_slow_set_s() -> None:
@@ -258,6 +288,16 @@ def test_settings_are_those_of_the_paper_s_setting() -> None:
     assert (settings.modules, settings.module_size, settings.active) == (5, 50, 3)
     assert settings.lstm_size == settings.modules * settings.module_size
     assert len(settings.pairs) == 10
+
+
+def test_seeds_of_the_levels_can_decide() -> None:
+    windows = {"meta": [0.0] * 4 + [1.0] * 16, "joint": [0.0] * 9 + [1.0] * 11}
+    records = [
+        Record("meta-rims", "levels", "paper", variant, 100 + seed, {}, {"transfer_windows": found})
+        for variant, found in windows.items()
+        for seed in range(LEVELS.seeds)
+    ]
+    assert LEVELS.claims[0].check.evaluate(Cell("meta-rims", "levels", "paper", {}, records)).verdict == "holds"
 
 
 def test_both_levels_of_every_pair_show_and_take_the_same() -> None:

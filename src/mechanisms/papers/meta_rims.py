@@ -41,8 +41,8 @@ ROLES = Experiment(
             at_least("transfer_auc", "meta", "reversed", margin=0.04, bounds=(0, 1)),
             published=f"reversed roles do not work nearly as well ({SOURCE}; curves only)",
             scales=("laptop",),
-            note="Area under the curve of success after the task has changed. Tried with two seeds: 0.70 and 0.66 "
-            "against 0.57 and 0.58.",
+            note="Area under the curve of success after the task has changed. With another implementation of PPO, "
+            "two seeds: 0.70 and 0.66 against 0.57 and 0.58.",
         ),
     ),
     figures=(
@@ -50,8 +50,9 @@ ROLES = Experiment(
             "Success in training and after the switch",
             pictures.draw_learning(roles.VARIANTS),
             "Sampled actions, episodes that ended within five updates; inner and outer rollouts both count as frames. "
-            "Bands are 95 % Student intervals of the mean over seeds. An agent that acts at random would be at 0.62 in "
-            "training and 0.40 after the switch.",
+            "Bands are 95 % Student intervals of the mean over seeds. An agent that acts at random is at 0.57 in "
+            "training and 0.35 after the switch; at 0.68 and 0.46 in the first five updates of each phase, where short "
+            "episodes are most of those that ended.",
         ),
         Figure(
             "Success in each sixth of both phases",
@@ -161,7 +162,7 @@ LEVELS = Experiment(
         "smoke": levels.tiny(),
         "paper": Levels(),
     },
-    seeds=5,
+    seeds=6,  # of five that all succeed, the interval of their share would still begin below a half
     first_seed=100,
     claims=(
         Claim(

@@ -61,6 +61,7 @@ def make_agent(settings: Roles | Levels, variant: str, envs: Any, bench: Bench, 
             policy_kwargs={
                 "cell": cell(settings, variant),
                 "net_arch": {"pi": [settings.head_size], "vf": [settings.head_size]},
+                "linear_init": "unit_rows",
                 "optimizer_kwargs": {"eps": 1e-5},
                 "fast_slow": MODES[variant] | {"max_grad_norm": settings.max_grad_norm},
                 **policy,
@@ -82,6 +83,7 @@ def cell(settings: Roles | Levels, variant: str) -> dict[str, Any]:
         "key_size": settings.key_size,
         "comm_heads": settings.communication_heads,
         "comm_key_size": settings.communication_key_size,
+        "communicate": settings.communicate,
         "qkv_std": settings.init_std,
     }
 

@@ -58,6 +58,7 @@ class Levels:
     key_size: int = 64
     communication_heads: int = 4
     communication_key_size: int = 32
+    communicate: bool = True
     init_std: float = 0.05
     lstm_size: int = 250
     inner_updates: int = 4
@@ -144,7 +145,6 @@ def run_pair(settings: Levels, variant: str, place: int, bench: Bench) -> tuple[
                     variant,
                     envs,
                     bench,
-                    linear_init="unit_rows",
                     features_extractor_class=BabyAIEncoder,
                     features_extractor_kwargs={"word_size": settings.word_size, "mission_size": settings.word_size},
                 )

@@ -23,7 +23,8 @@ class Roles:
 
     `steps` of each environment and `epochs` make an update; `inner_updates` of them go to the fast set, then one to the
     slow. Rooms have `size` cells on a side and so many balls; `missions` are the colours that are asked for.
-    `every` updates give one point of a curve; a run may be gone on with behind each `segment` of updates.
+    `every` updates give one point of a curve. A run may be gone on with behind each `segment` of updates, where rooms
+    and memories begin anew; by default a phase is one.
     """
 
     num_envs: int = 64
@@ -37,7 +38,6 @@ class Roles:
     entropy: float = 0.01
     value: float = 0.5
     max_grad_norm: float = 0.5
-    encoder_size: int = 64
     head_size: int = 64
     modules: int = 4
     module_size: int = 16
@@ -45,6 +45,7 @@ class Roles:
     key_size: int = 16
     communication_heads: int = 4
     communication_key_size: int = 8
+    communicate: bool = True
     init_std: float = 0.1
     lstm_size: int = 64
     inner_updates: int = 4
@@ -58,7 +59,7 @@ class Roles:
     transfer_missions: tuple[int, ...] = (0, 1, 2)
     max_steps: int = 64
     every: int = 5
-    segment: int = 50
+    segment: int = 150
     evaluation: int = 500
 
 
@@ -121,18 +122,13 @@ def adapted(
 
 
 def make_agent(settings: Roles, variant: str, which: str, bench: Bench) -> Any:
-    """A fresh agent: one layer for what it sees, then its memory, then the heads."""
-    from mechanisms.papers._meta_rims import agents
-    from mechanisms.recurrent import MlpEncoder
+    """A fresh agent: what it sees and its mission go into its memory as they are, and from there to the heads.
 
-    return agents.make_agent(
-        settings,
-        variant,
-        rooms(settings, which, settings.num_envs),
-        bench,
-        features_extractor_class=MlpEncoder,
-        features_extractor_kwargs={"sizes": [settings.encoder_size]},
-    )
+    There is no encoder: it would be fast in "meta" and in "reversed" alike, and could learn for whichever rests.
+    """
+    from mechanisms.papers._meta_rims import agents
+
+    return agents.make_agent(settings, variant, rooms(settings, which, settings.num_envs), bench)
 
 
 def phase(settings: Roles, which: str, model: Any, bench: Bench, inner: int | float, name: str) -> dict[str, Any]:
@@ -225,7 +221,6 @@ def tiny(**changes: Any) -> Roles:
         "steps": 8,
         "epochs": 1,
         "batch_size": 64,
-        "encoder_size": 8,
         "head_size": 8,
         "modules": 3,
         "module_size": 4,
