@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from mechanisms._base.seeds import stream_seed
 from mechanisms.lab import Bench, config
 from mechanisms.papers._meta_rims.roles import extras
 
@@ -127,6 +126,7 @@ def run_levels(settings: Levels, variant: str, bench: Bench) -> dict[str, Any]:
 
 def run_pair(settings: Levels, variant: str, place: int, bench: Bench) -> tuple[dict[str, Any], dict[str, Any], float]:
     """Both phases of a pair, and the greedy success on the harder level before the first update there."""
+    from mechanisms._base.seeds import stream_seed
     from mechanisms.papers._meta_rims import agents, training
     from mechanisms.recurrent import BabyAIEncoder
     from mechanisms.worlds.missions import mission_vocabulary

@@ -8,7 +8,6 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 from mechanisms._base.extras import MissingExtra
-from mechanisms._base.seeds import stream_seed
 from mechanisms.lab import Bench, NotHere, config
 from mechanisms.lab.configuration import as_dict
 
@@ -79,6 +78,7 @@ def run_roles(settings: Roles, variant: str, bench: Bench) -> dict[str, Any]:
     `..._sixths` are the success rates of six windows of updates with sampled actions, `..._auc` their mean, `final_...`
     those of fresh greedy episodes at the end of a phase.
     """
+    from mechanisms._base.seeds import stream_seed
     from mechanisms.papers._meta_rims import agents
 
     first = trained(settings, variant, bench)
@@ -133,6 +133,7 @@ def make_agent(settings: Roles, variant: str, which: str, bench: Bench) -> Any:
 
 def phase(settings: Roles, which: str, model: Any, bench: Bench, inner: int | float, name: str) -> dict[str, Any]:
     """Updates in one kind of room, then fresh greedy episodes there."""
+    from mechanisms._base.seeds import stream_seed
     from mechanisms.papers._meta_rims import agents, training
 
     updates = getattr(settings, f"{which}_updates")
