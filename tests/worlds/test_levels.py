@@ -209,7 +209,7 @@ def test_workers_end_with_the_process_that_started_them(kill: str) -> None:
         os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
     else:
         run.kill()
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=180)
     if kill == "interrupt":
         assert error.rstrip().endswith("KeyboardInterrupt")
         assert error.count("Traceback") == 1  # the workers say nothing
