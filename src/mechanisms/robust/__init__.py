@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mechanisms.robust.groups import worst_group_accuracy as worst_group_accuracy
     from mechanisms.robust.ladder import LadderLoss as LadderLoss
     from mechanisms.robust.ladder import LadderNetwork as LadderNetwork
+    from mechanisms.robust.ladder_classifier import LadderClassifier as LadderClassifier
     from mechanisms.robust.ladder_combinators import register_combinator as register_combinator
     from mechanisms.robust.ladder_layers import ConvLayer as ConvLayer
     from mechanisms.robust.ladder_layers import PoolLayer as PoolLayer
@@ -52,6 +53,7 @@ _HOMES = {
     "Environments": "environments",
     "GroupDROLoss": "groups",
     "GroupFit": "training",
+    "LadderClassifier": "ladder_classifier",
     "LadderFit": "ladder_training",
     "LadderLoss": "ladder",
     "LadderNetwork": "ladder",

@@ -196,10 +196,10 @@ class Cost(torch.autograd.Function):
         return cost
 
     @staticmethod
-    def backward(ctx: Any, d_cost: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
         guess, target, scale = ctx.saved_tensors
-        d_cost = d_cost.contiguous()
+        d_cost = grads[0].contiguous()
         d_guess = torch.empty_like(guess)
         d_target = torch.empty_like(target) if ctx.needs_input_grad[1] else None
         d_scale = torch.empty_like(scale) if scale is not None and ctx.needs_input_grad[2] else None
@@ -223,10 +223,10 @@ class Vanilla(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
         z, u, weight = ctx.saved_tensors
-        d_out = d_out.contiguous()
+        d_out = grads[0].contiguous()
         d_z = torch.empty_like(z) if ctx.needs_input_grad[0] else None
         d_u = torch.empty_like(u) if ctx.needs_input_grad[1] else None
         d_weight = torch.empty_like(weight)
@@ -252,20 +252,23 @@ class Perceptron(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
         z, u, *parameters = ctx.saved_tensors
-        d_out = d_out.contiguous()
+        d_out = grads[0].contiguous()
         d_z = torch.empty_like(z) if ctx.needs_input_grad[0] else None
         d_u = torch.empty_like(u) if ctx.needs_input_grad[1] else None
-        grads = [torch.empty_like(one) for one in parameters]
+        d_parameters = [torch.empty_like(one) for one in parameters]
         job = _perceptron_job(z, u, ctx.augmented, parameters)
         job.d_out, job.d_z, job.d_u = map(_address, (d_out, d_z, d_u))
         layers = len(parameters) // 2
         for place in range(layers):
-            job.d_weight[place], job.d_bias[place] = _address(grads[place]), _address(grads[layers + place])
+            job.d_weight[place], job.d_bias[place] = (
+                _address(d_parameters[place]),
+                _address(d_parameters[layers + place]),
+            )
         _library(z.dtype).perceptron_back(ctypes.byref(job))
-        return d_z, d_u, None, *grads
+        return d_z, d_u, None, *d_parameters
 
 
 def _perceptron_job(z: Tensor, u: Tensor, augmented: bool, parameters: Sequence[Tensor]) -> Any:

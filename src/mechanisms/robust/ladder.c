@@ -105,79 +105,100 @@ struct Normalise {
     REAL *d_pre, *d_beta;
 };
 
-void normalise(const struct Normalise *a) {
+// Columns are taken in blocks of `wide` vectors: rows of a wide level lie so far apart that one vector of each would
+// fall into few places of the cache, and several sums do not wait for each other.
+#define BLOCK 4
+
+INLINE void normalise_block(const struct Normalise *a, int64_t m, int64_t j, const int wide, const int n) {
     const int64_t d = a->units;
-    for (int64_t m = 0; m < a->models; m++)
-        for (int64_t j = 0; j < d; j += LANES) {
-            const int n = d - j < LANES ? (int)(d - j) : LANES;
-            const vec beta = load(at(a->beta, m * d + j), n);
-            for (int64_t s = 0, first = 0; s < a->segments; first = a->ends[s++]) {
-                const int64_t count = a->ends[s] - first, stat = (m * a->segments + s) * d + j;
-                const REAL *pre = a->pre + (m * a->rows + first) * d + j;
-                vec mean = {}, square = {};
-                for (int64_t i = 0; i < count; i++) mean += load(pre + i * d, n);
-                mean /= (REAL)count;
-                for (int64_t i = 0; i < count; i++) {
-                    vec away = load(pre + i * d, n) - mean;
-                    square += away * away;
-                }
-                const vec scale = 1 / root(square / (REAL)count + (REAL)a->epsilon);
-                store(a->mean + stat, mean, n);
-                store(a->scale + stat, scale, n);
-                REAL *lateral = s == 1 ? to(a->lateral, m * count * d + j) : 0;
-                REAL *target = s == 2 ? to(a->target, m * count * d + j) : 0;
-                const REAL *noise = first < a->noisy ? at(a->noise, (m * a->noisy + first) * d + j) : 0;
-                REAL *h = a->h + (m * a->rows + first) * d + j;
-                for (int64_t i = 0; i < count; i++) {
-                    const vec x = load(pre + i * d, n);
-                    const vec z = (x - mean) * scale + load(at(noise, i * d), n);
-                    vec up = z + beta;
-                    if (a->relu) up = SELECT(up < 0, (vec){}, up);
-                    store(h + i * d, up, n);
-                    store(to(lateral, i * d), z, n);
-                    store(to(target, i * d), x, n);
-                }
+    vec beta[BLOCK];
+    for (int v = 0; v < wide; v++) beta[v] = load(at(a->beta, m * d + j + v * LANES), n);
+    for (int64_t s = 0, first = 0; s < a->segments; first = a->ends[s++]) {
+        const int64_t count = a->ends[s] - first, stat = (m * a->segments + s) * d + j;
+        const REAL *pre = a->pre + (m * a->rows + first) * d + j;
+        vec mean[BLOCK] = {}, square[BLOCK] = {}, scale[BLOCK];
+        for (int64_t i = 0; i < count; i++)
+            for (int v = 0; v < wide; v++) mean[v] += load(pre + i * d + v * LANES, n);
+        for (int v = 0; v < wide; v++) mean[v] /= (REAL)count;
+        for (int64_t i = 0; i < count; i++)
+            for (int v = 0; v < wide; v++) {
+                const vec away = load(pre + i * d + v * LANES, n) - mean[v];
+                square[v] += away * away;
             }
+        for (int v = 0; v < wide; v++) {
+            scale[v] = 1 / root(square[v] / (REAL)count + (REAL)a->epsilon);
+            store(a->mean + stat + v * LANES, mean[v], n);
+            store(a->scale + stat + v * LANES, scale[v], n);
         }
+        REAL *lateral = s == 1 ? to(a->lateral, m * count * d + j) : 0;
+        REAL *target = s == 2 ? to(a->target, m * count * d + j) : 0;
+        const REAL *noise = first < a->noisy ? at(a->noise, (m * a->noisy + first) * d + j) : 0;
+        REAL *h = a->h + (m * a->rows + first) * d + j;
+        for (int64_t i = 0; i < count; i++)
+            for (int v = 0; v < wide; v++) {
+                const int64_t place = i * d + v * LANES;
+                const vec x = load(pre + place, n), z = (x - mean[v]) * scale[v] + load(at(noise, place), n);
+                vec up = z + beta[v];
+                if (a->relu) up = SELECT(up < 0, (vec){}, up);
+                store(h + place, up, n);
+                store(to(lateral, place), z, n);
+                store(to(target, place), x, n);
+            }
+    }
 }
 
-void normalise_back(const struct Normalise *a) {
+INLINE void normalise_back_block(const struct Normalise *a, int64_t m, int64_t j, const int wide, const int n) {
     const int64_t d = a->units;
-    for (int64_t m = 0; m < a->models; m++)
-        for (int64_t j = 0; j < d; j += LANES) {
-            const int n = d - j < LANES ? (int)(d - j) : LANES;
-            vec d_beta = {};
-            for (int64_t s = 0, first = 0; s < a->segments; first = a->ends[s++]) {
-                const int64_t count = a->ends[s] - first, stat = (m * a->segments + s) * d + j;
-                const int64_t begin = (m * a->rows + first) * d + j, own = m * count * d + j;
-                const REAL *pre = a->pre + begin, *h = a->h + begin, *d_h = at(a->d_h, begin);
-                const REAL *lateral = s == 1 ? at(a->d_lateral, own) : 0, *target = s == 2 ? at(a->d_target, own) : 0;
-                REAL *out = a->d_pre + begin;
-                const vec mean = load(a->mean + stat, n), scale = load(a->scale + stat, n);
-                vec sum = {}, along = {};
-                for (int64_t i = 0; i < count; i++) {
-                    vec g = load(at(d_h, i * d), n);
-                    if (a->relu) g = SELECT(load(h + i * d, n) <= 0, (vec){}, g);
-                    d_beta += g;
-                    g += load(at(lateral, i * d), n);
-                    sum += g;
-                    along += g * (load(pre + i * d, n) - mean);
-                    store(out + i * d, g, n);
-                }
-                sum /= (REAL)count;
-                // What the columns' own direction gets back: of the normalisation, and of the scale as an output.
-                vec back = scale * scale * scale * along;
-                if (s == 2) back += scale * scale * scale * load(at(a->d_scale, m * d + j), n);
-                back /= (REAL)count;
-                for (int64_t i = 0; i < count; i++) {
-                    const vec away = load(pre + i * d, n) - mean;
-                    const vec g = scale * (load(out + i * d, n) - sum) - away * back + load(at(target, i * d), n);
-                    store(out + i * d, g, n);
-                }
-            }
-            store(to(a->d_beta, m * d + j), d_beta, n);
+    vec d_beta[BLOCK] = {};
+    for (int64_t s = 0, first = 0; s < a->segments; first = a->ends[s++]) {
+        const int64_t count = a->ends[s] - first, stat = (m * a->segments + s) * d + j;
+        const int64_t begin = (m * a->rows + first) * d + j, own = m * count * d + j;
+        const REAL *pre = a->pre + begin, *h = a->h + begin, *d_h = at(a->d_h, begin);
+        const REAL *lateral = s == 1 ? at(a->d_lateral, own) : 0, *target = s == 2 ? at(a->d_target, own) : 0;
+        REAL *out = a->d_pre + begin;
+        vec mean[BLOCK], sum[BLOCK] = {}, along[BLOCK] = {}, scale[BLOCK];
+        for (int v = 0; v < wide; v++) {
+            mean[v] = load(a->mean + stat + v * LANES, n);
+            scale[v] = load(a->scale + stat + v * LANES, n);
         }
+        for (int64_t i = 0; i < count; i++)
+            for (int v = 0; v < wide; v++) {
+                const int64_t place = i * d + v * LANES;
+                vec g = load(at(d_h, place), n);
+                if (a->relu) g = SELECT(load(h + place, n) <= 0, (vec){}, g);
+                d_beta[v] += g;
+                g += load(at(lateral, place), n);
+                sum[v] += g;
+                along[v] += g * (load(pre + place, n) - mean[v]);
+                store(out + place, g, n);
+            }
+        for (int v = 0; v < wide; v++) {
+            // What the columns' own direction gets back: of the normalisation, and of the scale as an output.
+            const vec output = s == 2 ? load(at(a->d_scale, m * d + j + v * LANES), n) : (vec){};
+            along[v] = scale[v] * scale[v] * scale[v] * (along[v] + output) / (REAL)count;
+            sum[v] /= (REAL)count;
+        }
+        for (int64_t i = 0; i < count; i++)
+            for (int v = 0; v < wide; v++) {
+                const int64_t place = i * d + v * LANES;
+                const vec away = load(pre + place, n) - mean[v], g = scale[v] * (load(out + place, n) - sum[v]);
+                store(out + place, g - away * along[v] + load(at(target, place), n), n);
+            }
+    }
+    for (int v = 0; v < wide; v++) store(to(a->d_beta, m * d + j + v * LANES), d_beta[v], n);
 }
+
+#define IN_BLOCKS(function)                                                                                   \
+    for (int64_t m = 0; m < a->models; m++) {                                                                 \
+        int64_t j = 0;                                                                                        \
+        for (; j + BLOCK * LANES <= a->units; j += BLOCK * LANES) function(a, m, j, BLOCK, LANES);            \
+        for (; j + LANES <= a->units; j += LANES) function(a, m, j, 1, LANES);                                \
+        if (j < a->units) function(a, m, j, 1, (int)(a->units - j));                                          \
+    }
+
+void normalise(const struct Normalise *a) { IN_BLOCKS(normalise_block) }
+
+void normalise_back(const struct Normalise *a) { IN_BLOCKS(normalise_back_block) }
 
 // --- reconstruction costs --------------------------------------------------------------------------------------------
 

@@ -262,6 +262,7 @@ class LadderNetwork(nn.Module):
         check_choice(statistics, "statistics", ("all", "labelled"))
         if isinstance(loader, Iterator):
             raise ValueError("loader can be gone through once; give a DataLoader, a list of batches, or one tensor")
+        rows = 0
         with torch.no_grad():
             for level in range(1, len(self.shapes)):
                 rows, mean, variance = self._moments(loader, level, fixed=statistics == "all")
@@ -359,8 +360,7 @@ class LadderNetwork(nn.Module):
                         f"noise[{level}] has shape {tuple(one.shape)}; expected "
                         f"({rows * shape.positions}, {shape.channels})"
                     )
-        elif isinstance(generator, int):
-            generator = torch_generator(generator, "noise", like.device)
+        source = torch_generator(generator, "noise", like.device) if isinstance(generator, int) else generator
         noise: list[Tensor | None] = []
         std = full(self.noise_std)
         for level, (shape, noisy) in enumerate(zip(self.shapes, self._noisy, strict=True)):
@@ -371,9 +371,8 @@ class LadderNetwork(nn.Module):
             if given is not None:
                 drawn = given[level][..., :size, :]
             else:
-                drawn = torch.randn(
-                    *like.shape[:-2], size, shape.channels, generator=generator, device=like.device, dtype=like.dtype
-                )
+                shape_drawn = (*like.shape[:-2], size, shape.channels)
+                drawn = torch.randn(shape_drawn, generator=source, device=like.device, dtype=like.dtype)
             # Contiguous when scaled: rows of what was drawn for several networks at once are not.
             noise.append(drawn * std[..., level, None, None])
         return noise
@@ -425,7 +424,7 @@ class LadderNetwork(nn.Module):
         return seen // self.shapes[level].positions, mean, spread
 
 
-def _look_for_statistics(network: nn.Module, keys: Any) -> None:
+def _look_for_statistics(network: Any, keys: Any) -> None:
     network._has_statistics = bool(network.statistics_rows > 0)
 
 

@@ -1,13 +1,15 @@
 """Combinators of ladder networks: how a layer's noisy value and what comes down from above make a denoised value.
 
     vanilla         b0 + w0z z + w0u u + w0zu z u + ws sigmoid(b1 + w1z z + w1u u + w1zu z u)
-    gaussian        (z - m(u)) v(u) + m(u),   m = a1 sigmoid(a2 u + a3) + a4 u + a5,   v = a6 sigmoid(a7 u + a8) + a9 u + a10
+    gaussian        (z - m(u)) v(u) + m(u),   m = a1 sigmoid(a2 u + a3) + a4 u + a5,
+                                              v = a6 sigmoid(a7 u + a8) + a9 u + a10
     gated-gaussian  the same with sigmoid(v) in place of v
     mlp, amlp       a small perceptron of (u, z), or of (u, z, u z), for each unit
     lateral         w z + b
 
-z is the lateral value, u the vertical one, and every letter a vector with one number per unit (per channel of an image).
-The reduced forms of the deconstruction study are rows of `TERMS`: they name the vanilla form's terms and first values.
+z is the lateral value, u the vertical one, and every letter a vector with one number per unit (per channel of an
+image). The reduced forms of the deconstruction study are rows of `TERMS`: they name the vanilla form's terms and first
+values.
 
 A combinator is a module that takes z and u (n, d) and returns (n, d). `register_combinator` adds one of your own:
 
@@ -19,6 +21,7 @@ A combinator is a module that takes z and u (n, d) and returns (n, d). `register
 0.5
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -207,13 +210,13 @@ class PerceptronCombinator(nn.Module):
         self.augmented = augmented
         widths = (3 if augmented else 2, *settings.hidden, 1)
         self.weights = nn.ParameterList(
-            _random((size, below, above), settings) for below, above in zip(widths, widths[1:], strict=False)
+            _random((size, below, above), settings) for below, above in itertools.pairwise(widths)
         )
         self.biases = nn.ParameterList(torch.zeros(size, 1, above) for above in widths[1:])
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         """Denoised values (..., n, d) from lateral and vertical ones."""
-        if kernels.usable(z, u, *self.weights, *self.biases) and kernels.perceptron_fits(self.weights):
+        if kernels.usable(z, u, *self.weights, *self.biases) and kernels.perceptron_fits(tuple(self.weights)):
             return kernels.Perceptron.apply(z, u, self.augmented, *self.weights, *self.biases)
         hidden = torch.stack((u, z, u * z) if self.augmented else (u, z), -1).transpose(-3, -2)
         last = len(self.weights) - 1

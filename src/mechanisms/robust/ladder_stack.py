@@ -12,7 +12,7 @@ torch.Size([5])
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,6 @@ from torch.func import functional_call, stack_module_state
 from mechanisms.robust.ladder import LadderNetwork
 
 __all__ = ["can_stack_ladders", "stack_ladders", "unstack_ladders"]
-
-_SETTINGS = ("noise_std", "reconstruction_weights")
 
 
 class _Mapped(nn.Module):
@@ -83,17 +81,10 @@ def stack_ladders(networks: Sequence[LadderNetwork]) -> LadderNetwork:
             stack.combinators[level] = _Mapped([network.combinators[level] for network in networks])
     mapped = tuple(f"combinators.{name}." for name, one in stack.combinators.items() if isinstance(one, _Mapped))
     for path, module in stack.named_modules():
-        prefix = f"{path}." if path else ""
-        if prefix.startswith(mapped):
+        if f"{path}.".startswith(mapped):
             continue
         sources = [network.get_submodule(path) for network in networks]
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                values = torch.stack([source._parameters[name].detach() for source in sources])
-                module._parameters[name] = nn.Parameter(values, requires_grad=parameter.requires_grad)
-        for name in module._buffers:
-            if name != "statistics_rows":
-                module._buffers[name] = torch.stack([source._buffers[name] for source in sources])
+        _replace_state(module, lambda name, _, sources=sources: torch.stack([_value(one, name) for one in sources]))
     return stack
 
 
@@ -117,17 +108,28 @@ def unstack_ladders(stack: LadderNetwork) -> list[LadderNetwork]:
                 one.combinators[level] = combinator.extract(index)
         mapped = tuple(f"combinators.{name}." for name, own in stack.combinators.items() if isinstance(own, _Mapped))
         for path, module in one.named_modules():
-            if f"{path}.".startswith(mapped):
-                continue
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    own = parameter.detach()[index].clone()
-                    module._parameters[name] = nn.Parameter(own, requires_grad=parameter.requires_grad)
-            for name, buffer in module._buffers.items():
-                if name != "statistics_rows":
-                    module._buffers[name] = buffer[index].clone()
+            if not f"{path}.".startswith(mapped):
+                _replace_state(module, lambda _, value, index=index: value[index].clone())
         alone.append(one)
     return alone
+
+
+def _value(module: nn.Module, name: str) -> Tensor:
+    value = module._parameters.get(name, module._buffers.get(name))
+    assert value is not None
+    return value.detach()
+
+
+def _replace_state(module: nn.Module, new: Callable[[str, Tensor], Tensor]) -> None:
+    """Other values for a module's own parameters and buffers; the count of rows has no model axis."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(
+                new(name, parameter.detach()), requires_grad=parameter.requires_grad
+            )
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name != "statistics_rows":
+            module._buffers[name] = new(name, buffer)
 
 
 def _obstacle(networks: Sequence[LadderNetwork]) -> str | None:

@@ -72,6 +72,7 @@ def train_ladders(
     y_val: Tensor | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    warn: bool = True,
 ) -> LadderFit:
     """Train networks, side by side where they can be stacked, else one after the other.
 
@@ -92,6 +93,7 @@ def train_ladders(
             Shapes as of the labelled ones. Without them the last epoch counts.
         device: where to train; "auto" takes an accelerator when there is one. The networks stay there.
         progress: called with (epochs done, epochs in all).
+        warn: whether to warn of classes without labelled rows.
 
     Raises:
         ValueError: shapes and labels that do not fit, fewer than two rows in a part, numbers out of range.
@@ -111,13 +113,24 @@ def train_ladders(
         raise ValueError("networks is empty; give at least one LadderNetwork")
     place = resolve_device(device)
     plan = _plan(epochs, batch_size, labelled_batch_size, lr, decay_from, statistics)
-    seeds = [0] * len(networks) if seeds is None else [int(seed) for seed in seeds]
+    seeds = [0] * len(networks) if seeds is None else list(seeds)
     if len(seeds) != len(networks):
         raise ValueError(f"seeds has {len(seeds)} numbers for {len(networks)} networks; give one for each")
     if (x_val is None) != (y_val is None):
         raise ValueError("x_val and y_val go together; give both or neither")
-    data = _Data(*(None if one is None else one.to(place) for one in (x_labelled, y, x_unlabelled, x_val, y_val)))
-    _warn_of_missing(y, networks[0].num_classes)
+    data = _Data(
+        x_labelled.to(place),
+        y.to(place),
+        x_unlabelled.to(place),
+        None if x_val is None else x_val.to(place),
+        None if y_val is None else y_val.to(place),
+    )
+    if warn and (missing := missing_classes(y, networks[0].num_classes)):
+        warnings.warn(
+            f"class {', '.join(map(str, missing))} has no labelled row: the network will hardly ever predict it",
+            UserWarning,
+            stacklevel=2,
+        )
     if len(networks) > 1 and can_stack_ladders(networks):
         stack = stack_ladders(networks).to(place)
         fit = _train(stack, data, plan, seeds, progress)
@@ -180,13 +193,16 @@ class _Data:
     def of(self, index: int, models: int) -> "_Data":
         """What one network sees where each has its own."""
 
-        def pick(x: Tensor | None, axes: int) -> Tensor | None:
-            return x[index] if x is not None and x.dim() == axes and len(x) == models else x
+        def pick(x: Tensor, axes: int) -> Tensor:
+            return x[index] if x.dim() == axes and len(x) == models else x
 
         return _Data(
-            pick(self.x_labelled, 3), pick(self.y, 2), pick(self.x_unlabelled, 3), pick(self.x_val, 3),
-            pick(self.y_val, 2),
-        )  # fmt: skip
+            pick(self.x_labelled, 3),
+            pick(self.y, 2),
+            pick(self.x_unlabelled, 3),
+            None if self.x_val is None else pick(self.x_val, 3),
+            None if self.y_val is None else pick(self.y_val, 2),
+        )
 
 
 class _Rows:
@@ -285,6 +301,7 @@ def _train(
         total = torch.zeros(() if models is None else (models,), device=network.gamma.device)
         for _ in range(steps):
             x, y = labelled.next()
+            assert y is not None
             loss = network.losses(x, y, unlabelled.next()[0], noise=noise.draw())
             optimizer.zero_grad()
             loss.total.sum().backward()
@@ -343,12 +360,12 @@ class _Best:
         network.load_state_dict(self._kept)
 
 
-def _warn_of_missing(y: Tensor, classes: int) -> None:
+def missing_classes(y: Tensor, classes: int) -> list[int]:
+    """Classes from 0 to K - 1 that no label names.
+
+    >>> missing_classes(torch.tensor([0, 2]), 3)
+    [1]
+    """
     there = torch.zeros(classes, dtype=torch.bool)
     there[y.flatten().cpu().clamp(0, classes - 1).long()] = True
-    if missing := (~there).nonzero().flatten().tolist():
-        warnings.warn(
-            f"class {', '.join(map(str, missing))} has no labelled row: the network will hardly ever predict it",
-            UserWarning,
-            stacklevel=3,
-        )
+    return (~there).nonzero().flatten().tolist()
