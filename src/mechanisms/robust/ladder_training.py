@@ -72,6 +72,7 @@ def train_ladders(
     y_val: Tensor | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[int, LadderNetwork, Sequence[int]], None] | None = None,
     warn: bool = True,
 ) -> LadderFit:
     """Train networks, side by side where they can be stacked, else one after the other.
@@ -93,6 +94,8 @@ def train_ladders(
             Shapes as of the labelled ones. Without them the last epoch counts.
         device: where to train; "auto" takes an accelerator when there is one. The networks stay there.
         progress: called with (epochs done, epochs in all).
+        watch: called after each epoch with its number (from 1), the network in training or the stack of them, and
+            which of the given ones it is made of: for learning curves. Its mode may be changed, its weights not.
         warn: whether to warn of classes without labelled rows.
 
     Raises:
@@ -133,7 +136,7 @@ def train_ladders(
         )
     if len(networks) > 1 and can_stack_ladders(networks):
         stack = stack_ladders(networks).to(place)
-        fit = _train(stack, data, plan, seeds, progress)
+        fit = _train(stack, data, plan, seeds, progress, _watcher(watch, range(len(networks))))
         return LadderFit(unstack_ladders(stack), *fit)
     trained, curves = [], []
     for index, (network, seed) in enumerate(zip(networks, seeds, strict=True)):
@@ -146,7 +149,7 @@ def train_ladders(
             def report(done: int, _: int, begun: int = begun, total: int = total) -> None:
                 progress(begun + done, total)
 
-        curves.append(_train(one, own, plan, [seed], report))
+        curves.append(_train(one, own, plan, [seed], report, _watcher(watch, (index,))))
         trained.append(one)
     losses, accuracies, best = zip(*curves, strict=True)
     if x_val is None:
@@ -280,6 +283,7 @@ def _train(
     plan: _Plan,
     seeds: list[int],
     progress: Callable[[int, int], None] | None,
+    watch: Callable[[int, LadderNetwork], None],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Train in place; the curves of `LadderFit`."""
     network.train()
@@ -311,6 +315,8 @@ def _train(
         if data.x_val is not None and data.y_val is not None:
             _statistics(network, data, plan)
             best = _Best.after(best, network, data.x_val, data.y_val)
+        watch(epoch + 1, network)
+        network.train()
         if progress is not None:
             progress(epoch + 1, plan.epochs)
     if best is None:
@@ -320,6 +326,14 @@ def _train(
     network.eval()
     losses = torch.stack(curve).cpu()
     return (losses, None, None) if best is None else (losses, torch.stack(best.curve).cpu(), best.epoch.cpu())
+
+
+def _watcher(
+    watch: Callable[[int, LadderNetwork, Sequence[int]], None] | None, places: Sequence[int]
+) -> Callable[[int, LadderNetwork], None]:
+    if watch is None:
+        return lambda epoch, network: None
+    return lambda epoch, network: watch(epoch, network, places)
 
 
 def _statistics(network: LadderNetwork, data: _Data, plan: _Plan) -> None:
