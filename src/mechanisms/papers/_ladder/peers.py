@@ -38,7 +38,7 @@ class Peer(NamedTuple):
 
 PEERS = {
     "self-training": Peer(_self_training, (0.6, 0.75, 0.9, 0.95)),  # threshold above which a guess becomes a label
-    "label-spreading": Peer(_label_spreading, (7, 10, 15, 20)),  # neighbours of the graph
+    "label-spreading": Peer(_label_spreading, (7.0, 10.0, 15.0, 20.0)),  # neighbours of the graph
 }
 
 
@@ -76,5 +76,5 @@ def _wrong(classifier: ClassifierMixin, rows: Rows, labels: int, seed: int) -> f
         warnings.filterwarnings("ignore", message="y contains no unlabeled samples")
         # Rows of the graph that no label reaches divide zero by zero, and count as the first class.
         warnings.filterwarnings("ignore", message="invalid value encountered in divide")
-        classifier.fit(rows.x, y)
-    return float((classifier.predict(rows.x_test) != rows.y_test).mean())
+        guesses = classifier.fit(rows.x, y).predict(rows.x_test)
+    return float((guesses != rows.y_test).mean())

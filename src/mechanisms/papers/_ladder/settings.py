@@ -22,6 +22,7 @@ class Ladders:
 
     data: Literal["digits", "fashion-mnist", "mnist"] = "digits"
     path: str = ""  # folder of the files, if they are not where they are looked for
+    hub: str = ""  # in place of MNIST's files, a name on the Hugging Face hub
     labels: tuple[int, ...] = (20, 50, ALL)
     num_train: int = 1097  # all of them unlabelled too
     num_validation: int = 200  # these labels choose a weight, and nothing else
@@ -69,9 +70,9 @@ class Reference:
 
 
 REFERENCE = {
-    100: Reference((1000, 10, 0.1), 5000, 0.5),
-    1000: Reference((2000, 20, 0.1), 2000, 10, noise=0.2),
-    ALL: Reference((1000, 1, 0.01), 2000, 2),
+    100: Reference((1000.0, 10.0, 0.1), 5000.0, 0.5),
+    1000: Reference((2000.0, 20.0, 0.1), 2000.0, 10.0, noise=0.2),
+    ALL: Reference((1000.0, 1.0, 0.01), 2000.0, 2.0),
 }
 ENCODER_NOISE = 0.5  # the reference's, in the layers of an encoder without decoder
 

@@ -68,6 +68,10 @@ class Source:
         else:
             train, validation, test = _digits(settings)
         self._train, self._validation, self._test = (_flat(part) for part in (train, validation, test))
+        self._deciding = self._train
+        if settings.train_on_validation:
+            x, y = (np.concatenate(pair) for pair in zip(self._train, self._validation, strict=True))
+            self._deciding = x, y
         self.classes = int(self._train[1].max()) + 1
 
     @property
@@ -82,11 +86,9 @@ class Source:
 
     def rows(self, seed: int, *, deciding: bool = False) -> Rows:
         """Training and test rows of a seed; where the settings say so, validation rows train once they have chosen."""
-        x, y = self._train
         if self._fixed:
-            if deciding and self.settings.train_on_validation:
-                x, y = (np.concatenate(pair) for pair in zip(self._train, self._validation, strict=True))
-            return Rows(x, y, *self._test)
+            return Rows(*(self._deciding if deciding else self._train), *self._test)
+        x, y = self._train
         order = numpy_generator(seed, "data").permutation(len(y))
         count = self.settings.num_train
         train, test = order[:count], order[count : count + self.settings.num_test]
@@ -99,20 +101,18 @@ class Source:
         parts = [self.rows(seed, deciding=deciding) for seed in seeds]
         places = [labelled(part.y, labels, seed) for part, seed in zip(parts, seeds, strict=True)]
 
-        def stacked(arrays: list[np.ndarray]) -> Tensor:
-            shared = self._fixed or len(arrays) == 1
-            return torch.from_numpy(arrays[0] if shared else np.stack(arrays))
+        def stacked(arrays: list[np.ndarray], shared: bool) -> Tensor:
+            return torch.from_numpy(arrays[0] if shared or len(arrays) == 1 else np.stack(arrays))
 
         chosen = [(part.x[place], part.y[place]) for part, place in zip(parts, places, strict=True)]
-        one = len(chosen) == 1
+        alike = self._fixed and labels == ALL
         return Block(
-            stacked([part.x for part in parts]),
-            torch.from_numpy(chosen[0][0] if one else np.stack([x for x, _ in chosen])),
-            torch.from_numpy(chosen[0][1] if one else np.stack([y for _, y in chosen])),
-            torch.from_numpy(self._validation[0]),
-            torch.from_numpy(self._validation[1]),
-            stacked([part.x_test for part in parts]),
-            stacked([part.y_test for part in parts]),
+            stacked([part.x for part in parts], self._fixed),
+            stacked([x for x, _ in chosen], alike),
+            stacked([y for _, y in chosen], alike),
+            *map(torch.from_numpy, self._validation),
+            stacked([part.x_test for part in parts], self._fixed),
+            stacked([part.y_test for part in parts], self._fixed),
         )
 
 
@@ -155,7 +155,10 @@ def _files(settings: Ladders) -> tuple[Split, Split, Split]:
     from mechanisms.lab.data import fashion_mnist, mnist
 
     path = settings.path or None
-    found = fashion_mnist(path) if settings.data == "fashion-mnist" else mnist(path)
+    if settings.data == "fashion-mnist":
+        found = fashion_mnist(path)
+    else:
+        found = mnist(path, hub=settings.hub, num_validation=settings.num_validation)
     parts = []
     for name, part in (("train", found.train), ("validation", found.validation), ("test", found.test)):
         asked = getattr(settings, f"num_{name}")
