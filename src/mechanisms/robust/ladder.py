@@ -132,8 +132,9 @@ class LadderNetwork(nn.Module):
         weights = _per_level("reconstruction_weights", reconstruction_weights, levels, default)
         check_number(combinator_init_std, "combinator_init_std", at_least=0)
         self.detach_clean, self.fused = detach_clean, fused
-        self.register_buffer("noise_std", torch.tensor(std), persistent=False)
-        self.register_buffer("reconstruction_weights", torch.tensor(weights), persistent=False)
+        own = dtype or torch.get_default_dtype()
+        self.register_buffer("noise_std", torch.tensor(std, dtype=own), persistent=False)
+        self.register_buffer("reconstruction_weights", torch.tensor(weights, dtype=own), persistent=False)
         # Known without looking at the device: where there is noise, a cost, and the end of the decoder.
         self._noisy = tuple(value > 0 for value in std)
         self._costed = tuple(value > 0 for value in weights)

@@ -53,7 +53,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         hidden_layer_sizes: units of the hidden layers.
         variant: a name in `ladder_variants.VARIANTS`, or a `LadderVariant`.
         noise_std: standard deviation of the noise, in units of the standardised columns and of the normalised layers.
-        reconstruction_weights: lambda_0 to lambda_L, inputs first, where the variant has a cost. None is 100, 10 and
+        reconstruction_weights: lambda_0 to lambda_L, inputs first, where the variant has a cost. None is 10, 1 and
             then 0.1, or the reference's 1000, 10 and 0.1 without `standardize` (meant for pixels from 0 to 1). Worth
             choosing by validation, for every variant anew.
         combinator_init_std: standard deviation of first weights of combinators that are random.
@@ -94,13 +94,13 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         hidden_layer_sizes: Sequence[int] = (128, 64),
         *,
         variant: str | LadderVariant = "vanilla",
-        noise_std: float = 0.3,
-        reconstruction_weights: Sequence[float] | None = None,
-        combinator_init_std: float = 0.5,
+        noise_std: float | int = 0.3,
+        reconstruction_weights: Sequence[float | int] | None = None,
+        combinator_init_std: float | int = 0.5,
         standardize: bool = True,
-        epochs: int | str = "auto",
+        epochs: int | np.integer | str = "auto",
         batch_size: int = 100,
-        lr: float = 0.002,
+        lr: float | int = 0.002,
         statistics: str = "all",
         validation_fraction: float | None = None,
         classes: ArrayLike | None = None,
@@ -293,7 +293,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         widths = [features, *self.hidden_layer_sizes, len(self.classes_)]
         weights = self.reconstruction_weights
         if weights is None and self.standardize:
-            weights = [100.0, 10.0, *[0.1] * len(widths)][: len(widths)]
+            weights = [10.0, 1.0, *[0.1] * len(widths)][: len(widths)]
         return as_variant(self.variant).network(
             widths,
             noise_std=self.noise_std,
@@ -308,7 +308,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
             return max(150, -(-_FEWEST_UPDATES // steps))
         if isinstance(self.epochs, str):
             raise ValueError(f"epochs is {self.epochs!r}; give a number or 'auto'")
-        return self.epochs
+        return int(self.epochs)
 
     def _prepare(self, X: np.ndarray) -> torch.Tensor:
         return torch.from_numpy((X.astype(np.float64) - self._mean) / self._scale)

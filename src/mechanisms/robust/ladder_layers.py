@@ -15,7 +15,7 @@ statistics, combinators and costs are the same for images and for vectors. Shape
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,7 @@ class LevelShape(NamedTuple):
         return self.positions * self.channels
 
 
+@runtime_checkable
 class Layer(Protocol):
     """What a layer has to offer; one of your own needs these three methods.
 
@@ -200,7 +201,7 @@ def as_layer(layer: Any) -> Layer:
     """
     if isinstance(layer, int) and not isinstance(layer, bool):
         return DenseLayer(layer)
-    if not all(callable(getattr(layer, name, None)) for name in ("shape", "up", "down")):
+    if isinstance(layer, type) or not isinstance(layer, Layer):
         raise TypeError(
             f"a layer is {layer!r}; give a width, or a layer such as ConvLayer(32, 3) with the methods shape, up, down"
         )
@@ -228,7 +229,7 @@ class _Product(nn.Module):
         self._below, self._above = below.positions, above
         self.weight = nn.Parameter(_normal((above.size, below.size), below.size, generator))
 
-    def forward(self, h: Float[Tensor, "*models rows below"]) -> Float[Tensor, "*models rows_out above"]:
+    def forward(self, h: Float[Tensor, "... rows below"]) -> Float[Tensor, "*models rows_out above"]:
         if self._below > 1:
             h = h.unflatten(-2, (-1, self._below)).flatten(-2)
         out = h.to(self.weight.dtype) @ self.weight.mT
