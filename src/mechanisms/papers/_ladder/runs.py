@@ -122,7 +122,7 @@ class _Labels:
             statistics = block.x if settings.statistics == "all" else block.x_labelled
             network.update_statistics(statistics, statistics=settings.statistics)
             errors = _errors(network, block.x_test, block.y_test)
-            for place, error in zip(places, errors.tolist(), strict=True):
+            for place, error in zip(places, errors.reshape(-1).tolist(), strict=True):
                 if place < len(self.benches):
                     self.benches[place].log(epoch, **{f"error_{suffix(self.labels)}": round(error, 5)})
 
