@@ -2,8 +2,8 @@
 
 A small ladder network is some hundred operations that take less time than starting them. Here a level of the encoder
 is a matrix product and one call, and a level of the decoder a matrix product and three calls; the numbers are those of
-the plain operations. `usable` says when: on the CPU, in single or double precision, one thread (with more, torch's own
-operations share the work out), outside of torch.compile and torch.func, and where a C compiler was found.
+the plain operations. `usable` says when: on the CPU, in single or double precision, with few threads (many share
+torch's own operations out), outside of torch.compile and torch.func, and where a C compiler was found.
 
 Shapes: M models (none or one axis), R rows, d units.
 """
@@ -22,6 +22,7 @@ from mechanisms._base.compiled import CannotCompile, load_kernel
 
 SOURCE = Path(__file__).with_name("ladder.c")
 DEFINES = {torch.float32: ("-DREAL=float",), torch.float64: ("-DREAL=double", "-DDOUBLE")}
+FEW = 4  # threads up to which one call of C outruns torch's many operations shared between them
 SMALL = 1 << 17  # numbers of a level up to which more threads do not pay
 DEEP, WIDE = 4, 8  # what ladder.c takes of a perceptron
 _local = threading.local()  # of each thread: whether the kernels are switched off
@@ -49,7 +50,7 @@ def usable(*tensors: Tensor) -> bool:
     first = tensors[0]
     if first.device.type != "cpu" or first.dtype not in DEFINES or any(one.dtype != first.dtype for one in tensors):
         return False
-    if torch.get_num_threads() > 1 and first.numel() > SMALL:
+    if first.numel() > SMALL and torch.get_num_threads() > FEW:
         return False
     if first.numel() == 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return False

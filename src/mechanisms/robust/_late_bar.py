@@ -1,8 +1,9 @@
 """A progress bar that shows only when something takes more than two seconds, and only on a terminal."""
 
+import io
 import sys
 import time
-from typing import TextIO
+from typing import Any
 
 PATIENCE = 2.0
 
@@ -17,8 +18,9 @@ class LateBar:
     >>> LateBar("fitting", show=False)(1, 10)
     """
 
-    def __init__(self, what: str, *, show: bool | None = None, stream: TextIO | None = None) -> None:
-        self._what, self._stream = what, stream or sys.stderr
+    def __init__(self, what: str, *, show: bool | None = None, stream: io.TextIOBase | None = None) -> None:
+        self._what = what
+        self._stream: Any = sys.stderr if stream is None else stream
         self._shows = self._stream.isatty() if show is None else show
         self._begin = time.monotonic()
         self._last = self._begin

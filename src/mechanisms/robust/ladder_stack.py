@@ -84,7 +84,7 @@ def stack_ladders(networks: Sequence[LadderNetwork]) -> LadderNetwork:
         if f"{path}.".startswith(mapped):
             continue
         sources = [network.get_submodule(path) for network in networks]
-        _replace_state(module, lambda name, _, sources=sources: torch.stack([_value(one, name) for one in sources]))
+        _replace_state(module, lambda name, sources=sources: torch.stack([_value(one, name) for one in sources]))
     return stack
 
 
@@ -100,16 +100,17 @@ def unstack_ladders(stack: LadderNetwork) -> list[LadderNetwork]:
     """
     if stack.num_models is None:
         raise ValueError("this LadderNetwork is no stack; it is one network already")
-    alone = []
+    alone: list[LadderNetwork] = []
+    mapped = {name: one for name, one in stack.combinators.items() if isinstance(one, _Mapped)}
     for index in range(stack.num_models):
-        one = copy.deepcopy(stack)
-        for level, combinator in stack.combinators.items():
-            if isinstance(combinator, _Mapped):
-                one.combinators[level] = combinator.extract(index)
-        mapped = tuple(f"combinators.{name}." for name, own in stack.combinators.items() if isinstance(own, _Mapped))
+        # The first copy is one of the whole stack, the others are copies of a single network.
+        one = copy.deepcopy(alone[0] if alone else stack)
+        for name, combinator in mapped.items():
+            one.combinators[name] = combinator.extract(index)
         for path, module in one.named_modules():
-            if not f"{path}.".startswith(mapped):
-                _replace_state(module, lambda _, value, index=index: value[index].clone())
+            if not f"{path}.".startswith(tuple(f"combinators.{name}." for name in mapped)):
+                source = stack.get_submodule(path)
+                _replace_state(module, lambda name, index=index, source=source: _value(source, name)[index].clone())
         alone.append(one)
     return alone
 
@@ -120,16 +121,14 @@ def _value(module: nn.Module, name: str) -> Tensor:
     return value.detach()
 
 
-def _replace_state(module: nn.Module, new: Callable[[str, Tensor], Tensor]) -> None:
+def _replace_state(module: nn.Module, new: Callable[[str], Tensor]) -> None:
     """Other values for a module's own parameters and buffers; the count of rows has no model axis."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            module._parameters[name] = nn.Parameter(
-                new(name, parameter.detach()), requires_grad=parameter.requires_grad
-            )
+            module._parameters[name] = nn.Parameter(new(name), requires_grad=parameter.requires_grad)
     for name, buffer in module._buffers.items():
         if buffer is not None and name != "statistics_rows":
-            module._buffers[name] = new(name, buffer)
+            module._buffers[name] = new(name)
 
 
 def _obstacle(networks: Sequence[LadderNetwork]) -> str | None:

@@ -27,11 +27,13 @@ from torch import Tensor
 
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import torch_generator
-from mechanisms._base.validation import check_number
+from mechanisms._base.validation import check_choice, check_number
 from mechanisms.robust.ladder import LadderNetwork
 from mechanisms.robust.ladder_stack import can_stack_ladders, stack_ladders, unstack_ladders
 
 __all__ = ["LadderFit", "train_ladders"]
+
+_LABELLED = 100  # rows of a labelled batch
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _plan(
     epochs: int, batch_size: int, labelled: int | None, lr: float | int, decay_from: float | int, statistics: str
 ) -> _Plan:
     check_number(epochs, "epochs", at_least=1)
+    check_choice(statistics, "statistics", ("all", "labelled"))
     check_number(batch_size, "batch_size", at_least=2)
     if labelled is not None:
         check_number(labelled, "labelled_batch_size", at_least=2)
@@ -288,7 +291,7 @@ def _train(
     """Train in place; the curves of `LadderFit`."""
     network.train()
     models = network.num_models
-    labelled_size = plan.labelled_batch_size or 100
+    labelled_size = plan.labelled_batch_size or _LABELLED
     labelled = _Rows(data.x_labelled, data.y, labelled_size, seeds, "labelled batches", models)
     unlabelled = _Rows(data.x_unlabelled, None, plan.batch_size, seeds, "batches", models)
     steps = max(1, unlabelled.count // unlabelled.size)
@@ -337,8 +340,16 @@ def _watcher(
 
 
 def _statistics(network: LadderNetwork, data: _Data, plan: _Plan) -> None:
-    rows = data.x_unlabelled if plan.statistics == "all" else data.x_labelled
-    network.update_statistics(rows, statistics=plan.statistics)
+    if plan.statistics == "all":
+        network.update_statistics(data.x_unlabelled)
+        return
+    # Batches as in training; what is left over at the end is left out.
+    rows = data.x_labelled
+    axis = 1 if rows.dim() == 3 else 0
+    size = min(plan.labelled_batch_size or _LABELLED, rows.shape[axis])
+    network.update_statistics(
+        [part for part in rows.split(size, axis) if part.shape[axis] == size], statistics=plan.statistics
+    )
 
 
 class _Best:
