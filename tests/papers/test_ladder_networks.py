@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechanisms.lab import Bench, NotHere
+from mechanisms.lab import Bench, Experiment, NotHere
 from mechanisms.lab.configuration import as_dict
 from mechanisms.lab.records import Cell, Curve, Record
 from mechanisms.papers._ladder import peers, runs, splits
@@ -180,6 +180,55 @@ def test_peers_see_the_same_rows_and_have_as_many_trials(variant: str) -> None:
     ] * 2
     assert len(found[0]["validation_50"]) == len(settings.multiples) * settings.tuning_seeds
     assert found[0]["error_all"] < 0.2
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def _verdicts(experiment: Experiment, scale: str, errors: dict[str, dict[str, float]]) -> list[str]:
+    """Verdicts where every seed of a variant has about the same error, by the number of labels."""
+    records = [
+        Record(
+            paper.slug,
+            experiment.name,
+            scale,
+            variant,
+            seed,
+            {},
+            {f"error_{labels}": error + 1e-4 * ((seed + place) % 3) for labels, error in by_labels.items()},
+        )
+        for place, (variant, by_labels) in enumerate(errors.items())
+        for seed in range(10, 20)
+    ]
+    cell = Cell(paper.slug, experiment.name, scale, {}, records)
+    return [claim.check.evaluate(cell).verdict for claim in experiment.claims]
+
+
+def test_claims_hold_and_fail_as_their_words_say() -> None:
+    published = {
+        "baseline": {"20": 0.4, "50": 0.3, "all": 0.05},
+        "baseline-noise": {"20": 0.2, "50": 0.15, "all": 0.03},
+        "vanilla": {"20": 0.1, "50": 0.1, "all": 0.02},
+        "no-lateral": {"20": 0.15},
+        "amlp-2-2-2": {"20": 0.105},
+    }
+    assert _verdicts(CLAIMS, "laptop", published) == ["holds"] * 5
+    against = {
+        "baseline": {"20": 0.4, "50": 0.2, "all": 0.05},
+        "baseline-noise": {"20": 0.2, "50": 0.15, "all": 0.04},
+        "vanilla": {"20": 0.25, "50": 0.2, "all": 0.02},
+        "no-lateral": {"20": 0.15},
+        "amlp-2-2-2": {"20": 0.3},
+    }
+    assert _verdicts(CLAIMS, "laptop", against) == ["fails"] * 5
+    mnist = {
+        "baseline": {"100": 0.258, "1000": 0.0873, "all": 0.0118},
+        "baseline-noise": {"100": 0.2303, "1000": 0.0611, "all": 0.0082},
+        "vanilla": {"100": 0.0108, "1000": 0.01, "all": 0.006},
+        "no-lateral": {"100": 0.05},
+        "amlp-2-2-2": {"100": 0.01},
+    }
+    assert _verdicts(ORIGINAL, "paper", mnist) == ["holds"] * 5
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
