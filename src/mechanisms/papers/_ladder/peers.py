@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,18 +12,17 @@ from mechanisms.lab import Bench
 from mechanisms.papers._ladder.settings import Ladders, suffix
 from mechanisms.papers._ladder.splits import Rows, Source, labelled
 
-if TYPE_CHECKING:
-    from sklearn.base import ClassifierMixin
+Classifier = Any  # of scikit-learn, whose mixins declare neither fit nor predict
 
 
-def _self_training(threshold: float) -> ClassifierMixin:
+def _self_training(threshold: float) -> Classifier:
     from sklearn.linear_model import LogisticRegression
     from sklearn.semi_supervised import SelfTrainingClassifier
 
     return SelfTrainingClassifier(LogisticRegression(C=10, max_iter=200), threshold=threshold)
 
 
-def _label_spreading(neighbours: float) -> ClassifierMixin:
+def _label_spreading(neighbours: float) -> Classifier:
     from sklearn.semi_supervised import LabelSpreading
 
     return LabelSpreading("knn", n_neighbors=int(neighbours), max_iter=100)
@@ -32,7 +31,7 @@ def _label_spreading(neighbours: float) -> ClassifierMixin:
 class Peer(NamedTuple):
     """A classifier and the values that are tried of its setting."""
 
-    make: Callable[[float], ClassifierMixin]
+    make: Callable[[float], Classifier]
     values: tuple[float, ...]
 
 
@@ -66,7 +65,7 @@ def run_peer(
     return found
 
 
-def _wrong(classifier: ClassifierMixin, rows: Rows, labels: int, seed: int) -> float:
+def _wrong(classifier: Classifier, rows: Rows, labels: int, seed: int) -> float:
     """The share of test rows that it gets wrong, fitted to all training rows, of which some are labelled."""
     y = np.full(len(rows.y), -1)
     places = labelled(rows.y, labels, seed)

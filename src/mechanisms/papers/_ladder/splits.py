@@ -110,7 +110,8 @@ class Source:
             stacked([part.x for part in parts], self._fixed),
             stacked([x for x, _ in chosen], alike),
             stacked([y for _, y in chosen], alike),
-            *map(torch.from_numpy, self._validation),
+            torch.from_numpy(self._validation[0]),
+            torch.from_numpy(self._validation[1]),
             stacked([part.x_test for part in parts], self._fixed),
             stacked([part.y_test for part in parts], self._fixed),
         )
