@@ -261,7 +261,9 @@ def test_every_figure_draws_records_and_says_when_there_are_none() -> None:
     assert len(drawn["Error with 20 labels"].data) == 8
     costs = drawn["What the decoder misses at each level, 20 labels"]
     assert list(costs.data[0].x) == ["inputs", "layer 1", "layer 2", "top"]
-    assert costs.data[0].y[0] is None
+    assert list(costs.data[0].y) == ["gamma", "vanilla"]
+    assert list(costs.data[0].text[0][:3]) == ["", "", ""]
+    assert "" not in costs.data[0].text[1]
     for experiment in paper.experiments:
         empty = Cell(paper.slug, experiment.name, "smoke", as_dict(experiment.scales["smoke"]), [])
         for figure in experiment.figures:

@@ -49,8 +49,8 @@ TRIALS = (
     "that the reference found for its full ladder: judged by them alone, a variant may look far worse than it is."
 )
 COSTS = (
-    "The lower, the better the clean values are recovered; dotted lines are what a constant and what the noisy value "
-    "itself would miss. Levels without a cost are left out."
+    "The share of the clean values' variance, mean over seeds: 1 is what a constant misses, and above the inputs 0.09 "
+    "what the noisy value itself does. Levels without a cost are blank."
 )
 SMOKE = Ladders(
     labels=(20,),

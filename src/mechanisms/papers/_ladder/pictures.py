@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -23,8 +24,9 @@ def draw_tuning(labels: str) -> Draw:
 
     def draw(cell: Cell) -> plotly.graph_objects.Figure:
         multiples = [float(value) for value in cell.config["multiples"]]
-        figure = canvas(x="multiple of the reference's weights", y="error on validation rows", log_x=True, height=460)
-        for variant in _weighted(cell):
+        figure = canvas(x="multiple of the reference's weights", y="error on validation rows", log_x=True, height=420)
+        shown = _weighted(cell)
+        for variant in shown:
             rows = _list(cell, f"validation_{labels}", variant)
             if not rows:
                 continue
@@ -45,6 +47,7 @@ def draw_tuning(labels: str) -> Draw:
                 },
                 hovertemplate=f"<b>{plain(variant)}</b> times %{{x}}<br>%{{y:.3f}}<extra></extra>",
             )
+        figure.update_layout(height=420 + 8 * len(shown))  # room for the legend
         figure.update_xaxes(tickvals=multiples, ticktext=[f"{value:g}" for value in multiples])
         return _or_nothing(figure)
 
@@ -75,53 +78,43 @@ def draw_untuned(labels: str) -> Draw:
                 },
             )
         figure.update_layout(barmode="group")
-        figure.update_yaxes(autorange="reversed", showgrid=False)
+        figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
         return _or_nothing(figure)
 
     return draw
 
 
-def draw_costs(labels: str, variants: Sequence[str] = ()) -> Draw:
+def draw_costs(labels: str) -> Draw:
     """What the decoder misses at each level, as a share of the clean values' variance; mean over seeds."""
 
     def draw(cell: Cell) -> plotly.graph_objects.Figure:
-        shown = variants or cell.variants
-        levels = len(cell.config["hidden"]) + 2
-        names = ["inputs", *(f"layer {level}" for level in range(1, levels - 1)), "top"]
-        figure = canvas(x="level", y="share of the variance that is missed", log_y=True, height=460)
-        for variant in shown:
-            runs = [
-                value for value in cell.values(f"unrecovered_{labels}", variant).values() if isinstance(value, list)
-            ]
-            if not runs:
-                continue
-            place = cell.variants.index(variant)
-            means = [
-                statistics.fmean(float(cost) for cost in column) if None not in column else None
-                for column in zip(*runs, strict=True)
-            ]
-            figure.add_scatter(
+        hidden = len(cell.config["hidden"])
+        names = ["inputs", *(f"layer {level + 1}" for level in range(hidden)), "top"]
+        rows: dict[str, list[float | None]] = {}
+        for variant in cell.variants:
+            runs = [one for one in cell.values(f"unrecovered_{labels}", variant).values() if isinstance(one, list)]
+            if runs:
+                rows[plain(variant)] = [
+                    None if None in column else statistics.fmean(float(cost) for cost in column)
+                    for column in zip(*runs, strict=True)
+                ]
+        figure = canvas(x="level", height=130 + 32 * max(1, len(rows)), legend=False)
+        if rows:
+            figure.add_heatmap(
                 x=names,
-                y=means,
-                mode="lines+markers",
-                name=plain(variant),
-                line=_line(place),
-                marker={
-                    "symbol": SYMBOLS[place % len(SYMBOLS)],
-                    "size": 9,
-                    "color": PALETTE[place % len(PALETTE)][0],
-                },
+                y=list(rows),
+                # Colours in powers of ten: what matters lies between 0.01 and 1.
+                z=[[None if one is None else math.log10(max(one, 1e-4)) for one in row] for row in rows.values()],
+                text=[["" if one is None else f"{one:.3g}" for one in row] for row in rows.values()],
+                texttemplate="%{text}",
+                zmin=-2,
+                zmax=0.3,
+                colorscale="Viridis",
+                showscale=False,
+                hovertemplate="<b>%{y}</b>, %{x}: misses %{text}<extra></extra>",
             )
-        if figure.data:
-            noise = float(cell.config["noise"]) ** 2
-            for height, name, at in (
-                (1.0, "a constant", 3),
-                (noise, "the noisy value as it came (above the inputs)", 5),
-            ):
-                figure.add_scatter(
-                    x=[names[0], names[-1]], y=[height, height], mode="lines", name=name, line=line(at, width=1)
-                )
-            figure.update_xaxes(categoryorder="array", categoryarray=names)
+            figure.update_xaxes(type="category", showgrid=False)
+            figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
         return _or_nothing(figure)
 
     return draw
