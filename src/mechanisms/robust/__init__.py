@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from mechanisms.robust.groups import reweighting_sampler as reweighting_sampler
     from mechanisms.robust.groups import subsampling_sampler as subsampling_sampler
     from mechanisms.robust.groups import worst_group_accuracy as worst_group_accuracy
+    from mechanisms.robust.ladder import LadderLoss as LadderLoss
+    from mechanisms.robust.ladder import LadderNetwork as LadderNetwork
+    from mechanisms.robust.ladder_classifier import LadderClassifier as LadderClassifier
+    from mechanisms.robust.ladder_combinators import register_combinator as register_combinator
+    from mechanisms.robust.ladder_layers import ConvLayer as ConvLayer
+    from mechanisms.robust.ladder_layers import PoolLayer as PoolLayer
+    from mechanisms.robust.ladder_stack import stack_ladders as stack_ladders
+    from mechanisms.robust.ladder_stack import unstack_ladders as unstack_ladders
+    from mechanisms.robust.ladder_training import LadderFit as LadderFit
+    from mechanisms.robust.ladder_training import train_ladders as train_ladders
+    from mechanisms.robust.ladder_variants import LadderVariant as LadderVariant
     from mechanisms.robust.last_layer import afr as afr
     from mechanisms.robust.last_layer import dfr as dfr
     from mechanisms.robust.last_layer import last_layer_features as last_layer_features
@@ -36,11 +47,18 @@ if TYPE_CHECKING:
     from mechanisms.robust.xrm import discover_environments as discover_environments
 
 _HOMES = {
+    "ConvLayer": "ladder_layers",
     "Draws": "training",
     "EnvironmentDiscoverer": "estimators",
     "Environments": "environments",
     "GroupDROLoss": "groups",
     "GroupFit": "training",
+    "LadderClassifier": "ladder_classifier",
+    "LadderFit": "ladder_training",
+    "LadderLoss": "ladder",
+    "LadderNetwork": "ladder",
+    "LadderVariant": "ladder_variants",
+    "PoolLayer": "ladder_layers",
     "Search": "xrm",
     "Setting": "xrm",
     "TwinTrainer": "xrm",
@@ -58,8 +76,12 @@ _HOMES = {
     "jtt": "baselines",
     "last_layer_features": "last_layer",
     "lff": "baselines",
+    "register_combinator": "ladder_combinators",
     "reweighting_sampler": "groups",
+    "stack_ladders": "ladder_stack",
     "subsampling_sampler": "groups",
+    "train_ladders": "ladder_training",
+    "unstack_ladders": "ladder_stack",
     "worst_group_accuracy": "groups",
 }
 __all__ = list(_HOMES)  # pyrefly: ignore

@@ -1,0 +1,1 @@
+"""The runs of the recipe of ladder networks."""

@@ -1,0 +1,79 @@
+"""What users give a ladder network: checked, and as rows of numbers in the precision that statistics are taken in."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechanisms.robust.ladder_layers import LevelShape
+
+
+def rows_of(x: Tensor, shape: LevelShape) -> Tensor:
+    """Examples as rows, one for each position of an image: (..., n, d) or (n, C, H, W) to (..., n * P, C).
+
+    >>> rows_of(torch.zeros(2, 3, 4, 4), LevelShape(3, 4, 4)).shape
+    torch.Size([32, 3])
+    """
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return x.permute(0, 2, 3, 1).reshape(-1, shape.channels) if shape.positions > 1 else x.reshape(*_lead(x, shape))
+
+
+def _lead(x: Tensor, shape: LevelShape) -> tuple[int, ...]:
+    return (len(x), shape.channels) if x.dim() == 4 else tuple(x.shape)
+
+
+def check_inputs(x: Any, name: str, network: Any) -> None:
+    """An error unless these are examples for the network.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: a shape that does not fit.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; give a tensor, as torch.as_tensor(...) makes one")
+    shape, models = network.shapes[0], network.num_models
+    vectors = shape.positions == 1 and x.shape[-1:] == (shape.channels,)
+    fits = x.dim() == 2 and vectors
+    fits |= x.dim() == 3 and vectors and x.shape[0] == models
+    fits |= x.dim() == 4 and tuple(x.shape[1:]) == tuple(shape)
+    if not fits:
+        expected = f"(n, {shape.channels})" if shape.positions == 1 else f"(n, {', '.join(map(str, shape))})"
+        if models is not None:
+            expected += f" for all networks, or ({models}, n, {shape.channels})"
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
+
+
+def check_batch(x_labelled: Any, y: Any, x_unlabelled: Any, network: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Labelled rows, labels and unlabelled rows of a batch, ready for the network.
+
+    Raises:
+        TypeError: no tensors.
+        ValueError: shapes that do not fit, fewer than two rows, labels that are no integers from 0 to K - 1.
+    """
+    rows = []
+    for x, name in ((x_labelled, "x_labelled"), (x_unlabelled, "x_unlabelled")):
+        check_inputs(x, name, network)
+        count = x.shape[-2 if x.dim() == 3 else 0]
+        if count < 2:
+            raise ValueError(f"{name} has {count} row(s); batch statistics need at least 2, each part its own")
+        one = rows_of(x, network.shapes[0])
+        if network.num_models is not None and one.dim() == 2:
+            one = one.expand(network.num_models, *one.shape)
+        rows.append(one)
+    count = x_labelled.shape[-2 if x_labelled.dim() == 3 else 0]
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y is a {type(y).__name__}; give a tensor, as torch.as_tensor(...) makes one")
+    models = network.num_models
+    if tuple(y.shape) not in ((count,), (models, count)):
+        raise ValueError(f"y has shape {tuple(y.shape)}; expected ({count},), one label for each labelled row")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"y has type {y.dtype}; expected integers from 0 to {network.num_classes - 1}")
+    # On an accelerator looking at the values would wait for it; there the gather below refuses them.
+    if y.device.type == "cpu" and not torch.compiler.is_compiling():
+        least, most = int(y.min()), int(y.max())
+        if least < 0 or most >= network.num_classes:
+            raise ValueError(
+                f"y holds labels from {least} to {most}; expected 0 to {network.num_classes - 1} (unlabelled rows, "
+                "often marked -1, belong in x_unlabelled)"
+            )
+    return rows[0], y.long(), rows[1]

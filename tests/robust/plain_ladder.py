@@ -1,0 +1,55 @@
+"""The ladder network as the paper writes it, one pass after the other, for tests to compare with."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mechanisms.robust.ladder import LadderLoss, LadderNetwork
+
+
+def normalised(values: Tensor, labelled: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Each part by its own statistics; mean and standard deviation of the unlabelled part."""
+    parts, mean, std = [], values, values
+    for part in (values[:labelled], values[labelled:]):
+        mean = part.mean(0)
+        std = ((part - mean).square().mean(0) + 1e-10).sqrt()
+        parts.append((part - mean) / std)
+    return torch.cat(parts), mean, std
+
+
+def encode(network: LadderNetwork, x: Tensor, labelled: int, noise: list[Tensor] | None) -> list[tuple[Tensor, ...]]:
+    """(z, mean, std) of each level, and at last (logits,)."""
+    scaled = [torch.zeros(()) for _ in network.shapes]
+    if noise is not None:
+        scaled = [std * one for std, one in zip(network.noise_std, noise, strict=True)]
+    h = x + scaled[0]
+    levels: list[tuple[Tensor, ...]] = [(h, torch.zeros(()), torch.ones(()))]
+    for up, beta, more in zip(network.up, network.beta, scaled[1:], strict=True):
+        z, mean, std = normalised(h @ up.weight.T, labelled)
+        z = z + more
+        levels.append((z, mean, std))
+        h = F.relu(z + beta)
+    levels.append((network.gamma * (levels[-1][0] + network.beta[-1]),))
+    return levels
+
+
+def plain_losses(network: LadderNetwork, x_l: Tensor, y: Tensor, x_u: Tensor, noise: list[Tensor]) -> LadderLoss:
+    """What `LadderNetwork.losses` should return, for dense layers."""
+    labelled, x = len(x_l), torch.cat([x_l, x_u])
+    noisy, clean = encode(network, x, labelled, noise), encode(network, x, labelled, None)
+    logits, top = noisy[-1][0], len(network.up)
+    classification = F.cross_entropy(logits[:labelled], y)
+    costs = [torch.zeros((), dtype=x.dtype)] * (top + 1)
+    above = logits[labelled:].softmax(1)
+    for level in range(top, -1, -1):
+        if str(level) not in network.combinators:
+            break
+        u = normalised(above, 0)[0]
+        guess = network.combinators[str(level)](noisy[level][0][labelled:], u)
+        target, mean, std = clean[level]
+        miss = (guess - mean) / std - target[labelled:]
+        costs[level] = network.reconstruction_weights[level] * miss.square().mean()
+        if str(level - 1) in network.down:
+            above = guess @ network.down[str(level - 1)].weight.T
+    reconstruction = torch.stack(costs)
+    return LadderLoss(classification, reconstruction, classification + reconstruction.sum())
