@@ -125,7 +125,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, own_generat
     again = adversarial_training(make(), x, y, **settings, checkpoint=path)
     assert torch.equal(weights(again.model), weights(whole))
     assert [file.name for file in path.parent.iterdir()] == ["training.pt"]
-    with pytest.raises(ValueError, match=r"a training with other settings \(eps\)"):
+    with pytest.raises(ValueError, match=r"a training with other settings \(eps, step_size\)"):
         adversarial_training(make(), x, y, **(settings | {"eps": 0.06}), checkpoint=path)
 
 

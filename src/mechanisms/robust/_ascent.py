@@ -5,7 +5,7 @@ classes. A step depends on its direction alone, so that the factor is left out: 
 sure of itself, or was made to look so by scaling its logits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class Attack:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Generator[None]:
     """No parameter of the model asks for a gradient inside the block, and gradients can be taken; then as before."""
     # What is computed from other parameters cannot be told, and needs no telling: nothing is added to its gradient.
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
