@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mechanisms._base.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mechanisms.robust.attack_ensemble import robust_accuracy as robust_accuracy
     from mechanisms.robust.baselines import eiil_environments as eiil_environments
     from mechanisms.robust.baselines import jtt as jtt
     from mechanisms.robust.baselines import lff as lff
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mechanisms.robust.last_layer import last_layer_features as last_layer_features
     from mechanisms.robust.mistakes import erm_errors as erm_errors
     from mechanisms.robust.mistakes import held_out_errors as held_out_errors
+    from mechanisms.robust.robustness_report import MaskingCheck as MaskingCheck
+    from mechanisms.robust.robustness_report import RobustnessReport as RobustnessReport
     from mechanisms.robust.training import Draws as Draws
     from mechanisms.robust.training import GroupFit as GroupFit
     from mechanisms.robust.training import draw_hyperparameters as draw_hyperparameters
@@ -41,6 +44,8 @@ _HOMES = {
     "Environments": "environments",
     "GroupDROLoss": "groups",
     "GroupFit": "training",
+    "MaskingCheck": "robustness_report",
+    "RobustnessReport": "robustness_report",
     "Search": "xrm",
     "Setting": "xrm",
     "TwinTrainer": "xrm",
@@ -59,6 +64,7 @@ _HOMES = {
     "last_layer_features": "last_layer",
     "lff": "baselines",
     "reweighting_sampler": "groups",
+    "robust_accuracy": "attack_ensemble",
     "subsampling_sampler": "groups",
     "worst_group_accuracy": "groups",
 }
