@@ -57,7 +57,7 @@ class Attacked:
         return share / self.draws
 
     def within(self, rows: Int[Tensor, " m"], candidate: Tensor, eps: float) -> Tensor:
-        """A candidate for some examples, brought into the ball and the box; the example itself where it is no number."""
+        """A candidate for some examples, brought into the ball and the box; where it is no number, the example."""
         clean = self.x[rows]
         candidate = candidate.to(clean).reshape(clean.shape)
         whole = torch.isfinite(candidate).flatten(1).all(1).reshape(-1, *[1] * (clean.dim() - 1))
@@ -107,7 +107,9 @@ def check_attacked(model: Any, x: Any, y: Any, draws: int | None, batch_size: in
     logits = _first_pass(once)
     classes = logits.shape[1]
     if int(labels.max()) >= classes:
-        raise ValueError(f"y holds the label {int(labels.max())}, but the model has {classes} classes, 0 to {classes - 1}")
+        raise ValueError(
+            f"y holds the label {int(labels.max())}, but the model has {classes} classes, 0 to {classes - 1}"
+        )
     part = inputs[:batch_size]
     again = once.logits(part)
     # Some kernels of accelerators differ in the last digits from pass to pass; that is no noise.
@@ -139,7 +141,9 @@ def check_inputs(x: Any) -> Tensor:
         )
     inputs = as_finite(whole, "x").detach().float()
     if inputs.dim() < 2 or not inputs.numel():
-        raise ValueError(f"x has shape {tuple(inputs.shape)}, expected (n, ...) with at least one example and one feature")
+        raise ValueError(
+            f"x has shape {tuple(inputs.shape)}, expected (n, ...) with at least one example and one feature"
+        )
     low, high = float(inputs.min()), float(inputs.max())
     if low < -BOX or high > 1 + BOX:
         raise ValueError(
@@ -176,7 +180,9 @@ def _first_pass(attacked: Attacked) -> Tensor:
             output = attacked.model(attacked.x[:1].to(attacked.dtype))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"the model does not take inputs of shape (n, {', '.join(map(str, shape))}): {lines[0]}") from error
+        raise ValueError(
+            f"the model does not take inputs of shape (n, {', '.join(map(str, shape))}): {lines[0]}"
+        ) from error
     if not isinstance(output, Tensor):
         raise ValueError(
             f"the model returned a {type(output).__name__}, expected logits (n, classes); wrap it in a module that "
@@ -194,7 +200,9 @@ def _first_pass(attacked: Attacked) -> Tensor:
             f"the model returned logits that are infinite or not a number for {int(bad.sum())} of {len(logits)} clean "
             f"examples, the first in row {int(bad.nonzero()[0])}"
         )
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), rtol=1e-3):
+    if bool((logits >= 0).all()) and torch.allclose(
+        logits.sum(1), torch.ones(len(logits), device=logits.device), rtol=1e-3
+    ):
         raise ValueError(
             "the model returned probabilities, expected logits: leave out the last softmax, in which gradients get lost"
         )

@@ -1,8 +1,8 @@
 """The attacks of the ensemble, each a function from examples to inputs that it proposes.
 
-Those that judge a defence come from kept libraries: APGD and Square (Croce and Hein 2020, arXiv 2003.01690; Andriushchenko
-et al. 2020, arXiv 1912.00049) from the adversarial robustness toolbox, DeepFool (Moosavi-Dezfooli et al. 2016, arXiv
-1511.04599) from foolbox. What is worked around here was met with toolbox 1.20.1 and is said where it is done.
+Those that judge a defence come from kept libraries: APGD (Croce and Hein 2020, arXiv 2003.01690) and Square
+(Andriushchenko et al. 2020, arXiv 1912.00049) from the adversarial robustness toolbox, DeepFool (Moosavi-Dezfooli et
+al. 2016, arXiv 1511.04599) from foolbox. What is worked around was met with toolbox 1.20.1, and is said where it is done.
 """
 
 import logging
@@ -39,8 +39,8 @@ class Effort:
 class Seen(nn.Module):
     """The classifier as the libraries see it: single precision, on their device, its noise averaged out.
 
-    It is no submodule here, so that a library's `to`, `train` and `zero_grad` do not reach it. Logits are centred: losses
-    and margins stay the same, and the toolbox, which refuses outputs that look like probabilities, never meets any.
+    It is no submodule here, so that a library's `to`, `train` and `zero_grad` do not reach it. Logits are centred:
+    losses and margins stay the same, and the toolbox, which refuses outputs that look like probabilities, meets none.
     """
 
     def __init__(self, attacked: Attacked) -> None:
@@ -158,9 +158,9 @@ def square(
 class Frame:
     """Inputs of any shape as images for the toolbox's Square, with a last row and column that the model never sees.
 
-    The toolbox draws the place of a square from a range that is empty when the square is as large as the image (it fails
-    on 4 x 5 images), and that never reaches the last row and column. With a margin both are harmless. Vectors and other
-    shapes become one nearly square channel.
+    The toolbox draws the place of a square from a range that is empty when the square is as large as the image (it
+    fails on 4 x 5 images), and that never reaches the last row and column. With a margin both are harmless. Vectors and
+    other shapes become one nearly square channel.
 
     >>> frame = Frame((5,))
     >>> frame.fold(torch.arange(5.0)[None]).tolist()

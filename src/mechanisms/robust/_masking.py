@@ -1,11 +1,12 @@
 """Checks on gradient masking: what holds of gradients that can be believed, and whether it holds here.
 
-After Athalye, Carlini and Wagner (2018, arXiv 1802.00420, section 3.1) and Carlini et al. (2019, arXiv 1902.06705). Allowances
-are for noise of the examples alone, and are the same everywhere: a check fails when what was found has a probability
-below `ALPHA` if what is expected were true. Attacks are compared on the same examples, by the ones that only one of two
-attacks broke (exact binomial test of McNemar's table).
+After Athalye, Carlini and Wagner (2018, arXiv 1802.00420, section 3.1) and Carlini et al. (2019, arXiv 1902.06705).
+Allowances are for noise of the examples alone, and are the same everywhere: a check fails when what was found has a
+probability below `ALPHA` if what is expected were true. Attacks are compared on the same examples, by the ones that
+only one of two attacks broke (exact binomial test of McNemar's table).
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -117,7 +118,7 @@ class _Found:
         budgets = [0.0, *sorted({min(1.0, self.eps * factor) for factor in BUDGETS} | {1.0})]
         losses = [self._losses(self.x)]
         losses += [self._losses(self.few if eps == self.eps else self._climb(eps, FEW)) for eps in budgets[1:]]
-        steps = [later - earlier for earlier, later in zip(losses, losses[1:], strict=False)]
+        steps = [later - earlier for earlier, later in itertools.pairwise(losses)]
         # At the checked budget too: with the whole box, a random start alone is another image.
         grows = all(_above_zero(losses[place] - losses[0]) for place in (budgets.index(self.eps), -1))
         falls = any(_above_zero(-step) for step in steps)
@@ -125,8 +126,8 @@ class _Found:
         shown = ", ".join(f"{mean:.3g} at {eps:.3g}" for eps, mean in zip(budgets, means, strict=True))
         return MaskingCheck(
             "growing-loss",
-            "the loss that PGD reaches is larger at the checked budget and in the whole box than without an attack, and never "
-            f"falls in between; allowance {NORMAL:.2f} standard errors of the mean difference on the same examples",
+            "the loss that PGD reaches is larger at the checked budget and in the whole box than without an attack, "
+            f"and never falls between; allowance {NORMAL:.2f} standard errors of the mean difference on the same examples",
             f"mean cross-entropy {shown}",
             "not run" if len(self.rows) < 2 else _verdict(falls or not grows),
             {f"loss_at_{eps:.4g}": mean for eps, mean in zip(budgets, means, strict=True)},
@@ -193,10 +194,15 @@ class _Found:
         return MaskingCheck(
             name,
             expected,
-            f"accuracy {_left(broken):.3f} under {what}, {_left(self.by_gradients):.3f} under gradient attacks; {only} of "
-            f"{len(self.rows)} broken by {what} alone",
+            f"accuracy {_left(broken):.3f} under {what}, {_left(self.by_gradients):.3f} under gradient attacks; {only} "
+            f"of {len(self.rows)} broken by {what} alone",
             _verdict(stronger),
-            {name.replace("-", "_"): _left(broken), "gradients": _left(self.by_gradients), "alone": only, "other": other},
+            {
+                name.replace("-", "_"): _left(broken),
+                "gradients": _left(self.by_gradients),
+                "alone": only,
+                "other": other,
+            },
         )
 
     def _all_gradients(self) -> Bool[Tensor, " m"]:
@@ -209,7 +215,12 @@ class _Found:
             # What withstood the ensemble withstood these attacks; only what something else broke is in question.
             open_ = (state.share > 0) & (self.question.worst.share < self.question.clean) & (self.question.clean >= 0.5)
             carry_out(
-                ATTACKS[name], state, self.question.seen, open_.nonzero().flatten(), self.question.effort, f"again/{name}"
+                ATTACKS[name],
+                state,
+                self.question.seen,
+                open_.nonzero().flatten(),
+                self.question.effort,
+                f"again/{name}",
             )
         return state.share[self.rows] < 0.5
 
@@ -289,6 +300,6 @@ def _allowance() -> str:
 
 def _alone() -> str:
     return (
-        f"and breaks no more than {ALONE:.0%} that those do not; allowance: exact binomial tests of the examples broken by "
-        f"one alone, {ALPHA:g}"
+        f"and breaks no more than {ALONE:.0%} that those do not; allowance: exact binomial tests of the examples "
+        f"broken by one alone, {ALPHA:g}"
     )

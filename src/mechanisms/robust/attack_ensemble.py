@@ -6,9 +6,9 @@ The per-example minimum over APGD on the cross-entropy and on the difference-of-
 toolbox), DeepFool (foolbox), PGD with random restarts, Square, which sees no gradients (toolbox), and, where another
 network is given, inputs made for that one. This is an upper bound of the true robust accuracy, as every attack gives.
 
-Croce and Hein: "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML
-2020, arXiv 2003.01690. Athalye, Carlini, Wagner: "Obfuscated Gradients Give a False Sense of Security", ICML 2018, arXiv
-1802.00420.
+Croce and Hein: "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+ICML 2020, arXiv 2003.01690. Athalye, Carlini, Wagner: "Obfuscated Gradients Give a False Sense of Security", ICML 2018,
+arXiv 1802.00420.
 """
 
 import warnings
@@ -66,28 +66,32 @@ def robust_accuracy(
     for every larger one. So accuracy never increases with `eps`, with `restarts`, or (with one restart) with attacks
     appended. Every input that a library proposes is brought back into the ball and the box and judged anew.
 
-    A classifier whose passes differ is randomised: attacks see the mean of `draws` draws, and an example counts with the
-    share of fresh draws in which its worst input is classified rightly.
+    A classifier whose passes differ is randomised: attacks see the mean of `draws` draws, and an example counts with
+    the share of fresh draws in which its worst input is classified rightly. (The least of many noisy shares is too low;
+    `after` in the report still holds it.)
 
     Args:
-        model: from (n, ...) to logits (n, classes), in evaluation mode, on the device where it is to run. It normalises its
-            inputs itself.
+        model: from (n, ...) to logits (n, classes), in evaluation mode, on the device where it is to run, in any
+            precision. It normalises its inputs itself. `ExpectationOverNoise` is taken apart: its draws are `draws`.
         x: (n, ...) numbers in [0, 1].
         y: (n,) class indices.
         eps: budget or budgets in the units of x: 8 / 255 for images is usual. 0 gives the clean accuracy.
-        attacks: any of "pgd", "apgd-ce", "apgd-dlr", "deepfool", "square", in the order in which they are run; all but the
-            first need the extra `attacks`. "apgd-dlr" needs three classes and is left out with fewer.
-        restarts: rounds of those with a random start; DeepFool has none, and Square, whose measure is queries, runs once.
+        attacks: any of "pgd", "apgd-ce", "apgd-dlr", "deepfool", "square", in the order in which they are run; all but
+            the first need the extra `attacks`. "apgd-dlr" needs three classes and is left out with fewer.
+        restarts: rounds of those with a random start; DeepFool has none, and Square, whose measure is queries, runs
+            once.
         steps: of "pgd" and the two "apgd"; DeepFool's are 50.
         queries: of Square for each example.
-        surrogate: another classifier of the same inputs, undefended best: what PGD finds for it is tried on `model` too.
+        surrogate: another classifier of the same inputs, best undefended: what PGD finds for it is tried on `model`
+            too.
         checks: whether to look for gradient masking, at the budget where accuracy is nearest to half the clean one.
         draws: of a randomised model; 20 by default. With 1 its robustness is overstated.
         batch_size: examples in a pass. The draws of random starts depend on it.
         seed: everything random follows from it; torch's and NumPy's own generators are left as they were.
         keep_examples: whether the report keeps the worst inputs.
         progress: called with passes done, passes in all at most, and the stage.
-        partial: called with the report so far after every attack and check, so that an interrupted run keeps what it has.
+        partial: called with the report so far after every attack and check, so that an interrupted run keeps what it
+            has.
 
     Raises:
         TypeError: a model that is no module; inputs or labels that are no numbers.
@@ -98,7 +102,7 @@ def robust_accuracy(
     Warns:
         UserWarning: a randomised model is attacked with `draws=1`.
 
-    Source: specification of the ensemble and of its checks in the documents above; steps of 2.5 eps / steps for PGD.
+    Source: Croce and Hein, section 4; the checks, Athalye et al., section 3.1.
 
     >>> from mechanisms._base.seeds import seeded
     >>> with seeded(0):
@@ -109,7 +113,7 @@ def robust_accuracy(
     >>> report.at(0), report.at(0.05) < 1
     (1.0, True)
     """
-    names = check_attacks(attacks)
+    names = _check_attacks(attacks)
     effort = Effort(
         int(check_number(steps, "steps", at_least=1)), int(check_number(queries, "queries", at_least=1)), seed
     )
@@ -284,7 +288,9 @@ class _Run:
             if name not in fitting
         ]
         if not fitting:
-            raise ValueError(f"none of the attacks {', '.join(names)} works with {self.attacked.classes} classes; add 'pgd'")
+            raise ValueError(
+                f"none of the attacks {', '.join(names)} works with {self.attacked.classes} classes; add 'pgd'"
+            )
         return fitting
 
     def _passes(self, name: str) -> int:
@@ -300,7 +306,7 @@ def _surrogate(model: nn.Module, attacked: Attacked) -> Seen:
     return Seen(other)
 
 
-def check_attacks(attacks: Any) -> tuple[str, ...]:
+def _check_attacks(attacks: Any) -> tuple[str, ...]:
     names = (attacks,) if isinstance(attacks, str) else tuple(attacks)
     if not names:
         raise ValueError(f"attacks is empty; give some of {', '.join(ATTACKS)}")

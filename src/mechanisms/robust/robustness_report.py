@@ -187,7 +187,9 @@ class RobustnessReport:
             lines += ["", f"Checks on gradient masking, at eps {self.checked_eps:g}: {self.verdict()}.", ""]
             lines += [_line(["check", "expected", "found", "verdict"]), _line(["---"] * 4)]
             lines += [_line([check.name, check.expected, check.found, check.verdict]) for check in self.checks]
-        notes = [*self.notes] if self.complete else [*self.notes, "not complete: figures so far, which are upper bounds"]
+        notes = (
+            [*self.notes] if self.complete else [*self.notes, "not complete: figures so far, which are upper bounds"]
+        )
         lines += [line for note in notes for line in ("", f"Note: {note}.")]
         return "\n".join(lines) + "\n"
 
@@ -202,9 +204,7 @@ class RobustnessReport:
         lines = [f"clean accuracy {self.clean_accuracy:.3f} on {self.images} images"]
         for eps, accuracy in self.robust_accuracy.items():
             low, high = self.interval(eps)
-            lines.append(
-                f"eps {eps:g}: at most {accuracy:.3f} withstand every attack (95 % {low:.3f} to {high:.3f})"
-            )
+            lines.append(f"eps {eps:g}: at most {accuracy:.3f} withstand every attack (95 % {low:.3f} to {high:.3f})")
         lines += [f"{check.name} {check.verdict}: {check.found}" for check in self.checks if check.verdict == "fails"]
         return "\n".join([*lines, self.verdict(), *(f"note: {note}" for note in self.notes)])
 

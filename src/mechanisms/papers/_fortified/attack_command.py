@@ -68,9 +68,23 @@ def attack(
 
     try:
         request = Request(
-            factory, str(weights), str(data), _budgets(eps), _names(attacks), restarts, steps, queries, images, surrogate,
-            None if surrogate_weights is None else str(surrogate_weights), draws, checks, batch_size, device, seed,
-        )  # fmt: skip
+            factory,
+            str(weights),
+            str(data),
+            _budgets(eps),
+            None if attacks is None else tuple(_words(attacks)),
+            restarts,
+            steps,
+            queries,
+            images,
+            surrogate,
+            None if surrogate_weights is None else str(surrogate_weights),
+            draws,
+            checks,
+            batch_size,
+            device,
+            seed,
+        )
         complete = _carry_out(request, to)
     except (ValueError, TypeError, OSError, MemoryError, MissingExtra) as error:
         _say("error: ", "red", " ".join(str(error).split()) or type(error).__name__)
@@ -132,7 +146,7 @@ def _carry_out(request: Request, to: Path) -> bool:
                 x,
                 y,
                 request.eps,
-                attacks=request.attacks or ENSEMBLE,
+                attacks=ENSEMBLE if request.attacks is None else request.attacks,
                 restarts=request.restarts,
                 steps=request.steps,
                 queries=request.queries,
@@ -216,8 +230,9 @@ def _page(report: RobustnessReport, request: Request, seconds: float, notes: lis
     heads = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(heads, [[row.get(head) for head in heads] for row in rows])
     explanation = (
-        "The share of images that are classified rightly whatever was tried within the budget: an upper bound, with its 95 % "
-        "interval for images drawn at random. Columns say what was left after each attack of the first round, in this order."
+        "The share of images that are classified rightly whatever was tried within the budget: an upper bound, with its "
+        "95 % interval for images drawn at random. Columns say what was left after each attack of the first round, in "
+        "this order."
     )
     sections = [Section("Accuracy against budget", [draw_accuracy(report), explanation, table])]
     if report.checks:
@@ -228,7 +243,7 @@ def _page(report: RobustnessReport, request: Request, seconds: float, notes: lis
         words = f"At eps {report.checked_eps:g}: {report.verdict()}."
         sections.append(Section("Can the gradients be believed?", [words, checks]))
     sections.append(Section("How this was made", [_made(report, request, seconds), *report.notes, *notes]))
-    lead = report.verdict().capitalize() + "." + ("" if report.complete else " Interrupted: these are the figures so far.")
+    lead = report.verdict().capitalize() + "." + ("" if report.complete else " Interrupted: the figures so far.")
     with tempfile.TemporaryDirectory() as folder:
         path = write_page(f"Robustness of {request.factory}", sections, Path(folder) / "page.html", lead=lead)
         return path.read_bytes()
@@ -276,8 +291,8 @@ def _made(report: RobustnessReport, request: Request, seconds: float) -> str:
     random = f", {report.draws} draws of a randomised network averaged" if report.randomised else ""
     return (
         f"{request.factory} with {request.weights}, {report.images} images of {request.data}; attacks "
-        f"{', '.join(report.after)}; restarts {report.restarts}, steps {report.steps}, queries {report.queries}{random}; "
-        f"seed {report.seed}, {seconds:.0f} s, mechanisms {__version__}."
+        f"{', '.join(report.after)}; restarts {report.restarts}, steps {report.steps}, queries "
+        f"{report.queries}{random}; seed {report.seed}, {seconds:.0f} s, mechanisms {__version__}."
     )
 
 
@@ -314,22 +329,20 @@ def _show(report: RobustnessReport, notes: list[str], written: list[Path], compl
 
 
 def _budgets(text: str) -> tuple[float, ...]:
-    from mechanisms.robust._attacked import check_eps
-
     found = []
-    for word in filter(None, (part.strip() for part in text.split(","))):
+    for word in _words(text):
         top, slash, bottom = word.partition("/")
         try:
             found.append(float(top) / float(bottom) if slash else float(top))
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"--eps {word!r} is no budget; write numbers by commas, for example 0,2/255,8/255") from None
-    return check_eps(found)
+            raise ValueError(
+                f"--eps {word!r} is no budget; write numbers by commas, for example 0,2/255,8/255"
+            ) from None
+    return tuple(found)
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    from mechanisms.robust.attack_ensemble import check_attacks
-
-    return None if text is None else check_attacks([name.strip() for name in text.split(",") if name.strip()])
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _make_folder(to: Path) -> None:

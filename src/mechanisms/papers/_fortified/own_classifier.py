@@ -57,7 +57,9 @@ def build_classifier(factory: str, weights: Path) -> nn.Module:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [_first(error)]
         raise ValueError(f"{weights} does not fit {factory}: {lines[0]}") from None
     if missing or unexpected:
-        parts = [f"lacks {_names(missing)}"] * bool(missing) + [f"has {_names(unexpected)} in excess"] * bool(unexpected)
+        parts = [f"lacks {_names(missing)}"] * bool(missing) + [f"has {_names(unexpected)} in excess"] * bool(
+            unexpected
+        )
         raise ValueError(f"{weights} does not fit {factory}: it {' and '.join(parts)}")
     return model.eval()
 
@@ -122,7 +124,9 @@ def read_images(path: Path, count: int | None, seed: int) -> tuple[np.ndarray, n
         raise ValueError(f"{path}: data are a .npz file with the arrays x and y: numpy.savez('data.npz', x=x, y=y)")
     arrays = read_arrays(path)
     if lacking := [name for name in ("x", "y") if name not in arrays]:
-        raise ValueError(f"{path} has no array {' and no array '.join(map(repr, lacking))}; it has {_names(list(arrays))}")
+        raise ValueError(
+            f"{path} has no array {' and no array '.join(map(repr, lacking))}; it has {_names(list(arrays))}"
+        )
     x, y = arrays["x"], arrays["y"]
     if x.ndim < 2 or y.ndim < 1 or len(x) != len(y) or not len(x):
         raise ValueError(f"{path}: x has shape {x.shape} and y {y.shape}, expected (n, ...) and (n,)")
@@ -178,10 +182,11 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
         inner = next((content[key] for key in INSIDE if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             raise ValueError(
-                f"{path} holds no state_dict but {_names(list(content))}; save torch.save(model.state_dict(), 'weights.pt')"
+                f"{path} holds no state_dict but {_names(list(content))}; write one with "
+                "torch.save(model.state_dict(), 'weights.pt')"
             )
         content = inner
-    if not isinstance(content, Mapping) or not content:
+    if not isinstance(content, Mapping) or not content:  # a tensor alone, a list
         raise ValueError(f"{path} holds a {type(content).__name__}; save torch.save(model.state_dict(), 'weights.pt')")
     state = {str(name): value for name, value in content.items()}
     for prefix in PREFIXES:
@@ -192,8 +197,8 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _pickled(path: Path, what: str = "a pickled module or other Python objects") -> str:
     return (
-        f"{path} holds {what}, not weights alone; it is not loaded, because that can run any code in it. If you trust it, "
-        f"convert it once: import torch; torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), "
+        f"{path} holds {what}, not weights alone; it is not loaded, because that can run any code in it. If you trust "
+        f"it, convert it once: import torch; torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), "
         "'weights.pt')"
     )
 
