@@ -2,7 +2,7 @@
 
 Those that judge a defence come from kept libraries: APGD (Croce and Hein 2020, arXiv 2003.01690) and Square
 (Andriushchenko et al. 2020, arXiv 1912.00049) from the adversarial robustness toolbox, DeepFool (Moosavi-Dezfooli et
-al. 2016, arXiv 1511.04599) from foolbox. What is worked around was met with toolbox 1.20.1, and is said where it is done.
+al. 2016, arXiv 1511.04599) from foolbox. What is worked around was met with toolbox 1.20.1.
 """
 
 import logging

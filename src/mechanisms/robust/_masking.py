@@ -97,10 +97,10 @@ class _Found:
         return MaskingCheck(
             "many-steps-beat-one",
             f"PGD breaks what FGSM does; {_allowance()}",
-            f"accuracy {_left(broken):.3f} under FGSM, {_left(self.by_few):.3f} under PGD with {FEW} steps; "
+            f"accuracy {self._left(broken):.3f} under FGSM, {self._left(self.by_few):.3f} under PGD with {FEW} steps; "
             f"{only} broken by FGSM alone, {other} by PGD alone",
             _verdict(_more(only, other)),
-            {"fgsm": _left(broken), "pgd": _left(self.by_few), "fgsm_alone": only, "pgd_alone": other},
+            {"fgsm": self._left(broken), "pgd": self._left(self.by_few), "fgsm_alone": only, "pgd_alone": other},
         )
 
     def more_steps(self) -> MaskingCheck:
@@ -108,10 +108,10 @@ class _Found:
         return MaskingCheck(
             "more-steps",
             f"{MORE} steps break what {FEW} do; {_allowance()}",
-            f"accuracy {_left(self.by_few):.3f} after {FEW} steps, {_left(self.by_more):.3f} after {MORE}; "
+            f"accuracy {self._left(self.by_few):.3f} after {FEW} steps, {self._left(self.by_more):.3f} after {MORE}; "
             f"{only} broken by {FEW} alone, {other} by {MORE} alone",
             _verdict(_more(only, other)),
-            {"few": _left(self.by_few), "many": _left(self.by_more), "few_alone": only, "many_alone": other},
+            {"few": self._left(self.by_few), "many": self._left(self.by_more), "few_alone": only, "many_alone": other},
         )
 
     def growing_loss(self) -> MaskingCheck:
@@ -127,7 +127,7 @@ class _Found:
         return MaskingCheck(
             "growing-loss",
             "the loss that PGD reaches is larger at the checked budget and in the whole box than without an attack, "
-            f"and never falls between; allowance {NORMAL:.2f} standard errors of the mean difference on the same examples",
+            f"and never falls; allowance {NORMAL:.2f} standard errors of the mean difference on these examples",
             f"mean cross-entropy {shown}",
             "not run" if len(self.rows) < 2 else _verdict(falls or not grows),
             {f"loss_at_{eps:.4g}": mean for eps, mean in zip(budgets, means, strict=True)},
@@ -181,7 +181,7 @@ class _Found:
             "vanishing-gradients",
             "the cross-entropy of an example has a gradient; in up to "
             f"{FLAT:.0%} it may be zero or no number, beyond that by noise (exact binomial test, {ALPHA:g})",
-            f"none in {flat} of {len(self.rows)} examples",
+            f"{flat} of {len(self.rows)} examples have none",
             _verdict(_chance(flat, len(self.rows), FLAT) < ALPHA),
             {"without": flat, "examples": len(self.rows)},
         )
@@ -194,12 +194,12 @@ class _Found:
         return MaskingCheck(
             name,
             expected,
-            f"accuracy {_left(broken):.3f} under {what}, {_left(self.by_gradients):.3f} under gradient attacks; {only} "
-            f"of {len(self.rows)} broken by {what} alone",
+            f"accuracy {self._left(broken):.3f} under {what}, {self._left(self.by_gradients):.3f} under gradients; "
+            f"{only} of {len(self.rows)} broken by {what} alone",
             _verdict(stronger),
             {
-                name.replace("-", "_"): _left(broken),
-                "gradients": _left(self.by_gradients),
+                name.replace("-", "_"): self._left(broken),
+                "gradients": self._left(self.by_gradients),
                 "alone": only,
                 "other": other,
             },
@@ -242,6 +242,10 @@ class _Found:
     def _broken(self, candidate: Tensor) -> Bool[Tensor, " m"]:
         return self.attacked.share_correct(candidate, self.y) < 0.5
 
+    def _left(self, broken: Bool[Tensor, " m"]) -> float:
+        """Accuracy on all examples, as the table has it."""
+        return int((~broken).sum()) / len(self.attacked.x)
+
     def _propose(self, candidate: Tensor) -> None:
         self.question.worst.propose(self.rows, candidate)
 
@@ -283,11 +287,6 @@ def _above_zero(differences: Float[Tensor, " m"]) -> bool:
     mean = float(differences.mean())
     error = float(differences.std()) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
     return mean > 0 and mean > NORMAL * error
-
-
-def _left(broken: Bool[Tensor, " m"]) -> float:
-    """Share of the rightly classified examples that withstood."""
-    return 1 - float(broken.float().mean())
 
 
 def _verdict(failed: bool) -> Verdict:

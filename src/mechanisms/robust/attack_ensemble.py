@@ -196,9 +196,9 @@ class _Run:
             before = self.states[-1] if self.states else None
             share, examples = (before.share, before.examples) if before else (self.clean, self.attacked.x)
             self.states.append(Worst(self.attacked, eps, share, examples))
-            for name in self.names:
-                self.after[name][eps] = float(share.mean())
             if eps == 0:
+                for name in self.names:
+                    self.after[name][eps] = float(share.mean())
                 continue
             for round_ in range(self.rounds):
                 for name in self.names:

@@ -38,7 +38,7 @@ class MaskingCheck:
     expected: str
     found: str
     verdict: Verdict
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,17 @@ class RobustnessReport:
         return max(0.0, centre - half), min(1.0, centre + half)
 
     def rows(self) -> list[dict[str, float]]:
-        """The table: one dictionary for each budget, with the same keys in the same order."""
+        """The table: one dictionary for each budget; an attack that has not been run yet is left out of it."""
         return [
             {"eps": eps, "clean": self.clean_accuracy}
             | {f"after {attack}": left[eps] for attack, left in self.after.items() if eps in left}
             | dict(zip(("robust", "low", "high"), (accuracy, *self.interval(eps)), strict=True))
             for eps, accuracy in self.robust_accuracy.items()
         ]
+
+    def heads(self) -> list[str]:
+        """The table's columns, in order."""
+        return ["eps", "clean", *(f"after {attack}" for attack in self.after), "robust", "low", "high"]
 
     def verdict(self) -> str:
         """The checks in one line.
@@ -179,10 +183,12 @@ class RobustnessReport:
 
     def to_markdown(self) -> str:
         """The table of accuracies and the table of checks."""
-        rows = self.rows()
-        heads = list(rows[0]) if rows else ["eps", "clean", "robust"]
+        rows, heads = self.rows(), self.heads()
         lines = [_line(heads), _line(["---:"] * len(heads))]
-        lines += [_line([f"{row['eps']:g}", *(f"{row[head]:.4f}" for head in heads[1:])]) for row in rows]
+        lines += [
+            _line([f"{row['eps']:g}", *(f"{row[head]:.4f}" if head in row else "" for head in heads[1:])])
+            for row in rows
+        ]
         if self.checks:
             lines += ["", f"Checks on gradient masking, at eps {self.checked_eps:g}: {self.verdict()}.", ""]
             lines += [_line(["check", "expected", "found", "verdict"]), _line(["---"] * 4)]

@@ -198,10 +198,9 @@ def write_report(
     everything = report.to_dict() | {"request": asdict(request), "versions": made, "seconds": round(seconds, 1)}
     everything["notes"] = [*everything["notes"], *notes]
     table = io.StringIO()
-    rows = report.rows()
-    writer = csv.DictWriter(table, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+    writer = csv.DictWriter(table, fieldnames=report.heads())
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(report.rows())
     title = f"# Robustness of {request.factory}\n\n{_made(report, request, seconds)}\n\n"
     text = title + report.to_markdown() + "".join(f"\nNote: {note}.\n" for note in notes)
     contents = {
@@ -226,13 +225,13 @@ def _page(report: RobustnessReport, request: Request, seconds: float, notes: lis
     from mechanisms.lab.report import Section, Table
     from mechanisms.lab.report import page as write_page
 
-    rows = report.rows()
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(heads, [[row.get(head) for head in heads] for row in rows])
+    heads = report.heads()[:-2]
+    rows = [[*(row.get(head) for head in heads), _range(row["low"], row["high"])] for row in report.rows()]
+    table = Table([*heads, "95 %"], rows)
     explanation = (
-        "The share of images that are classified rightly whatever was tried within the budget: an upper bound, with its "
-        "95 % interval for images drawn at random. Columns say what was left after each attack of the first round, in "
-        "this order."
+        "The share of images that are classified rightly whatever was tried in the budget: an upper bound, with its "
+        "95\N{NO-BREAK SPACE}% interval for images drawn at random. Columns say what each attack of the first round "
+        "left, in this order."
     )
     sections = [Section("Accuracy against budget", [draw_accuracy(report), explanation, table])]
     if report.checks:
@@ -243,7 +242,8 @@ def _page(report: RobustnessReport, request: Request, seconds: float, notes: lis
         words = f"At eps {report.checked_eps:g}: {report.verdict()}."
         sections.append(Section("Can the gradients be believed?", [words, checks]))
     sections.append(Section("How this was made", [_made(report, request, seconds), *report.notes, *notes]))
-    lead = report.verdict().capitalize() + "." + ("" if report.complete else " Interrupted: the figures so far.")
+    verdict = report.verdict()
+    lead = f"{verdict[0].upper()}{verdict[1:]}." + (" Interrupted: the figures so far." if not report.complete else "")
     with tempfile.TemporaryDirectory() as folder:
         path = write_page(f"Robustness of {request.factory}", sections, Path(folder) / "page.html", lead=lead)
         return path.read_bytes()
@@ -256,7 +256,7 @@ def draw_accuracy(report: RobustnessReport) -> Any:
     >>> from mechanisms.robust import RobustnessReport
     >>> report = RobustnessReport(1.0, {0.1: 1.0}, {"pgd": {0.1: 1.0}}, correct=ones(1, 4))
     >>> [trace.name for trace in draw_accuracy(report).data]
-    ['after pgd alone', 'after all attacks']
+    ['after all attacks', 'after pgd alone']
     """
     from mechanisms.lab.figures import canvas, line, plain
 
@@ -264,10 +264,6 @@ def draw_accuracy(report: RobustnessReport) -> Any:
     budgets = list(report.robust_accuracy)
     with_zero = [0.0, *budgets] if budgets[0] > 0 else budgets
     start = [report.clean_accuracy] * (len(with_zero) - len(budgets))
-    first = next(iter(report.after), None)
-    if first is not None:
-        y = [*start, *(report.after[first].get(eps) for eps in budgets)]
-        figure.add_scatter(x=with_zero, y=y, mode="lines+markers", name=plain(f"after {first} alone"), line=line(1))
     ends = [report.interval(eps) for eps in budgets]
     robust = [*start, *report.robust_accuracy.values()]
     above = [*[0.0] * len(start), *(high - report.at(eps) for eps, (_, high) in zip(budgets, ends, strict=True))]
@@ -281,6 +277,10 @@ def draw_accuracy(report: RobustnessReport) -> Any:
         error_y={"array": above, "arrayminus": below, "thickness": 1.5, "width": 5},
         hovertemplate="eps %{x:.4g}: at most %{y:.3f}<extra></extra>",
     )
+    first = next(iter(report.after), None)
+    if first is not None:
+        y = [*start, *(report.after[first].get(eps) for eps in budgets)]
+        figure.add_scatter(x=with_zero, y=y, mode="lines+markers", name=plain(f"after {first} alone"), line=line(1))
     figure.update_yaxes(range=[-0.02, 1.02])
     return figure
 
@@ -304,13 +304,12 @@ def _show(report: RobustnessReport, notes: list[str], written: list[Path], compl
     out = Console(width=None if sys.stdout.isatty() else 160)
     title = f"Accuracy under attack, {report.images} images; upper bounds"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    rows = report.rows()
-    heads = [head for head in dict.fromkeys(key for row in rows for key in row) if head not in ("low", "high")]
+    heads = report.heads()[:-2]
     for head in [*heads, "95 %"]:
         table.add_column(head, justify="right")
-    for row in rows:
+    for row in report.rows():
         cells = [f"{row['eps']:.4g}", *(f"{row[head]:.3f}" if head in row else "" for head in heads[1:])]
-        table.add_row(*cells, f"{row['low']:.3f} to {row['high']:.3f}")
+        table.add_row(*cells, _range(row["low"], row["high"]))
     out.print(table)
     if report.checks:
         colours = {"passes": "green", "fails": "bold red", "not run": "dim"}
@@ -326,6 +325,11 @@ def _show(report: RobustnessReport, notes: list[str], written: list[Path], compl
         _say("interrupted: ", "yellow", "these are the figures so far; they are upper bounds too")
     for path in written:
         out.print(_shown(str(path)), soft_wrap=True)
+
+
+def _range(low: float, high: float) -> str:
+    # Spaces that do not break keep an interval on one line.
+    return f"{low:.3f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high:.3f}"
 
 
 def _budgets(text: str) -> tuple[float, ...]:

@@ -186,11 +186,14 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
                 "torch.save(model.state_dict(), 'weights.pt')"
             )
         content = inner
-    if not isinstance(content, Mapping) or not content:  # a tensor alone, a list
-        raise ValueError(f"{path} holds a {type(content).__name__}; save torch.save(model.state_dict(), 'weights.pt')")
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, no state_dict; write one with "
+            "torch.save(model.state_dict(), 'weights.pt')"
+        )
     state = {str(name): value for name, value in content.items()}
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
+        if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
