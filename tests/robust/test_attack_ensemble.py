@@ -331,6 +331,7 @@ def test_what_cannot_be_attacked_is_refused(arguments: tuple, message: str) -> N
         ({"batch_size": 0}, "batch_size=0"),
         ({"draws": 0}, "draws=0"),
         ({"surrogate": nn.Linear(6, 3)}, "the surrogate is in training mode"),
+        ({"surrogate": nn.Linear(5, 3).eval()}, "the surrogate does not fit: the model does not take"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(options: dict, message: str) -> None:

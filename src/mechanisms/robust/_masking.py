@@ -136,7 +136,7 @@ class _Found:
     def unbounded(self) -> MaskingCheck:
         # Another image of the data is within reach of a budget of 1: where it is classified otherwise, the truth is 0.
         predictions = self.attacked.logits(self.attacked.x).argmax(1).unique()
-        reachable = torch.stack([(predictions != label).any() for label in self.y])
+        reachable = (predictions != self.y[:, None]).any(1)
         broken = torch.zeros_like(reachable)
         for restart in range(self.question.restarts):
             found = self._climb(1.0, FEW, stream=f"unbounded/{restart}")

@@ -175,6 +175,10 @@ class _Run:
                 f"clean accuracy {float(self.clean.mean()):.3f} is below chance: are x and y in one order, and x as in "
                 "training?"
             )
+        if attacked.dtype == torch.float16:
+            self.notes.append(
+                "the model computes in float16, where small gradients become zero: attack model.float() too"
+            )
         self.states: list[Worst] = []
         self.after: dict[str, dict[float, float]] = {name: {} for name in self.names}
         self.checks: list[MaskingCheck] = []
@@ -302,8 +306,10 @@ class _Run:
 
 def _surrogate(model: nn.Module, attacked: Attacked) -> Seen:
     """Another network on the same examples, as the attack sees it."""
-    other = check_attacked(model, attacked.x, attacked.y, None, attacked.batch_size)
-    return Seen(other)
+    try:
+        return Seen(check_attacked(model, attacked.x, attacked.y, None, attacked.batch_size))
+    except ValueError as error:
+        raise ValueError(f"the surrogate does not fit: {error}") from None
 
 
 def _check_attacks(attacks: Any) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class MaskingCheck:
     figures: Mapping[str, float | int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RobustnessReport:
     """Accuracy of a classifier under attack, by budget, and the checks on gradient masking.
 
@@ -71,7 +71,7 @@ class RobustnessReport:
     clean_accuracy: float
     robust_accuracy: Mapping[float, float]
     after: Mapping[str, Mapping[float, float]]
-    correct: Tensor
+    correct: Tensor = field(repr=False)
     checks: tuple[MaskingCheck, ...] = ()
     checked_eps: float | None = None
     restarts: int = 1
@@ -82,7 +82,7 @@ class RobustnessReport:
     seed: int = 0
     complete: bool = True
     notes: tuple[str, ...] = ()
-    examples: Tensor | None = None
+    examples: Tensor | None = field(default=None, repr=False)
 
     @property
     def images(self) -> int:
