@@ -16,7 +16,7 @@ denoising noise) follow from `seed`. So models that are compared see the same ba
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms._base.validation import check_number
+from mechanisms.robust._ascent import Attack, climb, frozen, random_points
+from mechanisms.robust._classifier_checks import check_inputs
 from mechanisms.robust._training_file import read_training, write_training
-from mechanisms.robust.adversarial import Attack, check_inputs, climb, frozen, random_points
 from mechanisms.robust.fortified import FortifiedLoss, fortified_loss
 
 __all__ = ["ClassifierFit", "adversarial_training", "train_classifier"]
@@ -101,6 +102,7 @@ def train_classifier(
     >>> bool(fit.history["accuracy"][-1] > 0.8)
     True
     """
+    x, y, _ = _check_examples(x, y)
     losses = {"label_smoothing": label_smoothing, "lambda_rec": lambda_rec, "detach_target": detach_target}
 
     def objective(rows: Tensor, labels: Tensor, generator: torch.Generator) -> FortifiedLoss:
@@ -152,7 +154,9 @@ def adversarial_training(
     >>> sorted(fit.history)[:3]
     ['accuracy', 'adversarial', 'adversarial_accuracy']
     """
+    x, y, classes = _check_examples(x, y)
     attack = Attack.checked(eps, steps, step_size, norm, random_start, "cross_entropy", "last")
+    attack = replace(attack, classes=classes)
     losses = {
         "label_smoothing": label_smoothing,
         "lambda_rec": lambda_rec,
@@ -163,8 +167,8 @@ def adversarial_training(
     def objective(rows: Tensor, labels: Tensor, generator: torch.Generator) -> FortifiedLoss:
         model.eval()
         with frozen(model):
-            start = random_points(rows, attack, generator) if attack.random_start else None
-            x_adv = climb(model, rows, labels, attack, start)
+            start = random_points(rows, attack, generator) if attack.random_start else rows
+            x_adv, _ = climb(model, rows, labels, attack, start)
         model.train()
         return fortified_loss(model, rows, labels, x_adv, **losses)
 
@@ -190,7 +194,7 @@ class _Loop:
         self.batch_size = int(check_number(batch_size, "batch_size", at_least=1))
         self.lr = check_number(lr, "lr", at_least=0)
         self.make_optimizer = make_optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=self.lr))
-        self.seed, self.device = int(seed), resolve_device(device)
+        self.seed, self.device = seed, resolve_device(device)
         self.progress, self.path = progress, None if checkpoint is None else Path(checkpoint)
 
     def run(
@@ -202,17 +206,15 @@ class _Loop:
         settings: dict[str, Any],
     ) -> ClassifierFit:
         """Train, from the checkpoint's epoch on."""
-        x, y, _ = check_inputs(x, y)
-        if len(x) == 0:
-            raise ValueError("x is empty; give at least one example")
         model.to(self.device)
         x, y = x.to(self.device), y.to(self.device)
         optimizer = self.make_optimizer(model.parameters())
         order = torch_generator(self.seed, "batches")
         starts = torch_generator(self.seed, "attack", self.device)
-        settings = settings | {"batch_size": self.batch_size, "lr": self.lr, "seed": self.seed, "rows": len(x)}
+        settings = settings | {"batch_size": self.batch_size, "lr": self.lr, "seed": self.seed, "x": tuple(x.shape)}
+        settings |= {"optimizer": type(optimizer).__name__}
         parts = {"model": model, "optimizer": optimizer}
-        streams = {"batches": order, "attack": starts}
+        streams = {"batches": order, "attack": starts} | _noise_streams(model)
         history: dict[str, list[list[float]]] = {}
         total, shown = self.epochs * -(-len(x) // self.batch_size), time.monotonic()
         with seeded(stream_seed(self.seed, "noise"), self.device):
@@ -241,6 +243,19 @@ class _Loop:
         curves = {name: np.array(values) for name, values in history.items()}
         curves = {name: curve[:, 0] if name in single else curve for name, curve in curves.items()}
         return ClassifierFit(model.eval(), curves)
+
+
+def _check_examples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
+    x, y, classes = check_inputs(x, y)
+    if len(x) == 0:
+        raise ValueError("x is empty; give at least one example")
+    return x, y, classes
+
+
+def _noise_streams(model: nn.Module) -> dict[str, torch.Generator]:
+    """The generators that layers of the model draw from, by the layers' names."""
+    found = {name: getattr(module, "generator", None) for name, module in model.named_modules()}
+    return {f"noise/{name}": one for name, one in found.items() if isinstance(one, torch.Generator)}
 
 
 class _Sums:

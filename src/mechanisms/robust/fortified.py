@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mechanisms._base.validation import check_number
-from mechanisms.robust.denoising import draws_noise, mixes_rows
+from mechanisms.robust._insertions import Insertion, Tape, check_layers, full, module_named, unwrapped
+from mechanisms.robust.denoising import ConvDenoisingLayer, DenoisingLayer, draws_noise, mixes_rows
 
 __all__ = ["FortifiedLoss", "FortifiedModel", "Trace", "fortified_loss", "fortify"]
 
@@ -85,21 +86,22 @@ class FortifiedModel(nn.Module):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], inputs: nn.Module | None = None) -> None:
         super().__init__()
-        modules = dict(model.named_modules())
-        places = {name: _module_named(modules, name) for name in layers}
-        _check_layers(layers, places, inputs, model)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        places = {name: module_named(modules, name) for name in layers}
+        check_layers(layers, places, inputs, model)
         self.model, self.names = model, tuple(([] if inputs is None else [""]) + list(layers))
         self.layers = nn.ModuleDict()
-        self._tape = _Tape()
+        self._tape = Tape()
         self._handles = []
         if inputs is not None:
             self.layers["/input"] = inputs
-            insertion = _Insertion("the input", 0, inputs, self._tape)
+            insertion = Insertion("the input", 0, inputs, self._tape)
             self._handles.append(model.register_forward_pre_hook(insertion.before))
         for place, (name, layer) in enumerate(layers.items(), len(self.layers)):
             self.layers[name.replace(".", "/")] = layer
-            insertion = _Insertion(f"layer {name!r}", place, layer, self._tape)
+            insertion = Insertion(f"layer {name!r}", place, layer, self._tape)
             self._handles.append(places[name].register_forward_hook(insertion.after))
+        self.train(model.training)
 
     @property
     def draws_noise(self) -> bool:
@@ -108,32 +110,32 @@ class FortifiedModel(nn.Module):
 
     def forward(self, *inputs: Any, trace: bool = False) -> Any:
         """Logits (n, K) of what the model takes; with `trace`, a `Trace`."""
-        tape = self._tape
-        tape.entries = [] if trace else None
+        entries: list[tuple[int, Tensor, Tensor]] = []
+        # Set at every pass: one that ended with an error must not leave a list behind.
+        self._tape.entries = entries if trace else None
         logits = self.model(*inputs)
+        self._tape.entries = None
         if not trace:
             return logits
-        entries, tape.entries = tape.entries, None
         reached = {place for place, _, _ in entries}
         if len(reached) < len(self.names):
             missed = [name for place, name in enumerate(self.names) if place not in reached]
             raise ValueError(f"the pass did not go through {missed}; fortify modules that the model calls")
-        entries = sorted(entries, key=lambda entry: entry[0])
+        entries.sort(key=lambda entry: entry[0])
         return Trace(logits, [before for _, before, _ in entries], [after for _, _, after in entries])
 
     def trace(self, *inputs: Any) -> Trace:
         """Logits and what each fortified layer got and gave.
 
-        A module that the model calls several times has an entry for each call. ValueError when the pass leaves out a
-        fortified module. Through a wrapper such as
-        `DistributedDataParallel`, ask by `wrapped(x, trace=True)`.
+        A module that the model calls several times has an entry for each call; one that the pass leaves out is a
+        ValueError. Through a wrapper such as `DistributedDataParallel`, ask by `wrapped(x, trace=True)`.
         """
         return self(*inputs, trace=True)
 
     def set_generator(self, generator: torch.Generator | None) -> None:
         """Draw the noise of all layers from this generator; `None` is torch's."""
         for layer in self.layers.modules():
-            if hasattr(layer, "generator"):
+            if isinstance(layer, DenoisingLayer | ConvDenoisingLayer):
                 layer.generator = generator
 
     def remove(self) -> nn.Module:
@@ -258,14 +260,8 @@ def fortified_loss(
         raise ValueError(f"x has shape {tuple(x.shape)} and x_adv {tuple(x_adv.shape)}; they must be alike")
 
     clean, attacked = _passes(model, x, x_adv, one_pass)
-    inner = _unwrapped(model)
-    blocked = list(inner.layers.values()) if detach_target and isinstance(inner, FortifiedModel) else []
-    if blocked:
-        if len(blocked) != len(clean.before):
-            raise ValueError(
-                f"detach_target needs each fortified module once in a pass: {len(blocked)} layers, "
-                f"{len(clean.before)} calls"
-            )
+    inner = unwrapped(model)
+    if detach_target and isinstance(inner, FortifiedModel):
         clean, attacked = _blocked(inner, clean), None if attacked is None else _blocked(inner, attacked)
 
     targets = clean.before
@@ -283,9 +279,9 @@ def fortified_loss(
         total = total + lambda_rec * reconstruction.sum()
 
     with torch.no_grad():
-        squares = _means([_full(h).square().mean() for h in targets], x)
+        squares = _means([full(h).square().mean() for h in targets], x)
         norms = [
-            _means([torch.linalg.vector_norm(_full(h).flatten(1), dim=1).mean() for h in states], x)
+            _means([torch.linalg.vector_norm(full(h).flatten(1), dim=1).mean() for h in states], x)
             for states in (targets, clean.after)
         ]
     return FortifiedLoss(
@@ -302,78 +298,8 @@ def fortified_loss(
     )
 
 
-class _Tape:
-    """What the layers of a pass got and gave, while it is traced."""
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[int, Tensor, Tensor]] | None = None
-
-
-class _Insertion:
-    """The hooks of one layer; methods of an object, so that a deep copy of the model has the copied layer in them."""
-
-    def __init__(self, where: str, place: int, layer: nn.Module, tape: _Tape) -> None:
-        self.where, self.place, self.layer, self.tape = where, place, layer, tape
-
-    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._denoised(inputs[0]), *inputs[1:])
-
-    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
-        return self._denoised(output)
-
-    def _denoised(self, h: Any) -> Tensor:
-        if not isinstance(h, Tensor):
-            raise ValueError(f"{self.where} gives a {type(h).__name__}; name a module that gives one tensor")
-        try:
-            denoised = self.layer(h)
-        except ValueError as error:
-            raise ValueError(f"{self.where}: {error}") from None
-        if denoised.shape != h.shape:
-            raise ValueError(
-                f"{self.where}: its layer made {tuple(denoised.shape)} of {tuple(h.shape)}; shapes must stay"
-            )
-        if self.tape.entries is not None:
-            self.tape.entries.append((self.place, h, denoised))
-        return denoised
-
-
-def _module_named(modules: dict[str, nn.Module], name: str) -> nn.Module:
-    if name not in modules or name == "":
-        named = ", ".join(repr(one) for one in modules if one)
-        raise KeyError(f"the model has no module named {name!r}; it has {named or 'none'}")
-    return modules[name]
-
-
-def _check_layers(
-    layers: Mapping[str, nn.Module], places: dict[str, nn.Module], inputs: nn.Module | None, model: nn.Module
-) -> None:
-    for name, layer in [*layers.items(), *([] if inputs is None else [("the input", inputs)])]:
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"the layer for {name!r} is a {type(layer).__name__}; give a module such as DenoisingLayer")
-    every = [*layers.values(), *([] if inputs is None else [inputs])]
-    if len(set(map(id, every))) < len(every):
-        raise ValueError("one layer stands for two names; make a layer for each")
-    if len(set(map(id, places.values()))) < len(places):
-        raise ValueError(f"two of the names {list(places)} are one module; fortify it once")
-    before = [] if inputs is None else [model._forward_pre_hooks]
-    for hooks in [*before, *(module._forward_hooks for module in places.values())]:
-        if any(isinstance(getattr(hook, "__self__", None), _Insertion) for hook in hooks.values()):
-            raise ValueError("the model is fortified there already; call remove() of its FortifiedModel first")
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
 def _passes(model: nn.Module, x: Tensor, x_adv: Tensor | None, one_pass: bool | None) -> tuple[Trace, Trace | None]:
-    fortified = isinstance(_unwrapped(model), FortifiedModel)
+    fortified = isinstance(unwrapped(model), FortifiedModel)
 
     def traced(rows: Tensor) -> Trace:
         return model(rows, trace=True) if fortified else Trace(model(rows), [], [])
@@ -396,18 +322,18 @@ def _passes(model: nn.Module, x: Tensor, x_adv: Tensor | None, one_pass: bool | 
 
 def _blocked(model: FortifiedModel, trace: Trace) -> Trace:
     """The trace whose layers are applied anew to constant states."""
+    if len(model.layers) != len(trace.before):
+        raise ValueError(
+            f"detach_target needs one call of each fortified module in a pass: {len(model.layers)} modules, "
+            f"{len(trace.before)} calls"
+        )
     before = [h.detach() for h in trace.before]
     after = [layer(h) for layer, h in zip(model.layers.values(), before, strict=True)]
     return Trace(trace.logits, before, after)
 
 
 def _errors(after: list[Tensor], targets: list[Tensor], like: Tensor) -> Tensor:
-    return _means([_full(found - target).square().mean() for found, target in zip(after, targets, strict=True)], like)
-
-
-def _full(h: Tensor) -> Tensor:
-    """At least single precision: means of squares of half-precision states would lose most of their digits."""
-    return h if h.dtype == torch.float64 else h.float()
+    return _means([full(found - target).square().mean() for found, target in zip(after, targets, strict=True)], like)
 
 
 def _means(values: list[Tensor], like: Tensor) -> Tensor:

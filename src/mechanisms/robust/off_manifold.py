@@ -21,7 +21,8 @@ from torch import Tensor
 
 from mechanisms._base.seeds import torch_generator
 from mechanisms._base.validation import check_number
-from mechanisms.robust.adversarial import check_evaluating
+from mechanisms.robust._classifier_checks import check_evaluating
+from mechanisms.robust._insertions import full
 from mechanisms.robust.fortified import FortifiedModel
 
 __all__ = ["FalsePositives", "OffManifoldDetector", "off_manifold_detector", "off_manifold_score"]
@@ -201,5 +202,5 @@ def off_manifold_detector(
 
 def _errors(model: FortifiedModel, rows: Tensor) -> Tensor:
     _, before, after = model.trace(rows)
-    errors = [(found - h).flatten(1).double().square().mean(1) for h, found in zip(before, after, strict=True)]
+    errors = [full(found - h).flatten(1).square().mean(1) for h, found in zip(before, after, strict=True)]
     return torch.stack(errors).sum(0)
