@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mechanisms.robust.adversarial import fgsm as fgsm
     from mechanisms.robust.adversarial import pgd as pgd
     from mechanisms.robust.adversarial import withstands_pgd as withstands_pgd
+    from mechanisms.robust.attack_ensemble import robust_accuracy as robust_accuracy
     from mechanisms.robust.baselines import eiil_environments as eiil_environments
     from mechanisms.robust.baselines import jtt as jtt
     from mechanisms.robust.baselines import lff as lff
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from mechanisms.robust.off_manifold import OffManifoldDetector as OffManifoldDetector
     from mechanisms.robust.off_manifold import off_manifold_detector as off_manifold_detector
     from mechanisms.robust.off_manifold import off_manifold_score as off_manifold_score
+    from mechanisms.robust.robustness_report import MaskingCheck as MaskingCheck
+    from mechanisms.robust.robustness_report import RobustnessReport as RobustnessReport
     from mechanisms.robust.training import Draws as Draws
     from mechanisms.robust.training import GroupFit as GroupFit
     from mechanisms.robust.training import draw_hyperparameters as draw_hyperparameters
@@ -66,7 +69,9 @@ _HOMES = {
     "FortifiedModel": "fortified",
     "GroupDROLoss": "groups",
     "GroupFit": "training",
+    "MaskingCheck": "robustness_report",
     "OffManifoldDetector": "off_manifold",
+    "RobustnessReport": "robustness_report",
     "Search": "xrm",
     "Setting": "xrm",
     "Trace": "fortified",
@@ -93,6 +98,7 @@ _HOMES = {
     "off_manifold_score": "off_manifold",
     "pgd": "adversarial",
     "reweighting_sampler": "groups",
+    "robust_accuracy": "attack_ensemble",
     "subsampling_sampler": "groups",
     "train_classifier": "classifier_training",
     "withstands_pgd": "adversarial",
