@@ -29,7 +29,11 @@ def run(settings: Fortified, variant: str, bench: Bench) -> dict[str, Any]:
     noisy = VARIANTS[variant].noise == "always"
     model = ExpectationOverNoise(network, settings.draws).eval() if noisy else network
     x, y = examples.test_x.to(bench.device), examples.test_y.to(bench.device)
-    attack = {"steps": settings.test_steps, "step_size": settings.test_step_size, "restarts": settings.test_restarts}
+    attack: dict[str, Any] = {
+        "steps": settings.test_steps,
+        "step_size": settings.test_step_size,
+        "restarts": settings.test_restarts,
+    }
 
     def generator(name: str) -> Any:
         return bench.generator(name, bench.device)

@@ -81,8 +81,8 @@ class Variant:
 
     attacked: bool = True
     place: Place = "last"
-    rec: float = 1.0
-    adv: float = 1.0
+    rec: float | int = 1.0
+    adv: float | int = 1.0
     activation: str = ""
     blocked: bool = False
     noise: Literal["train", "always"] = "train"
