@@ -173,7 +173,8 @@ def test_the_summary_counts_the_five_checks_and_one_that_was_not_made_as_not_pas
 
 def test_the_five_checks_are_checks_that_the_report_makes() -> None:
     pytest.importorskip("art")
-    settings = Ensemble(**as_dict(TINY), images=20, attacked=(0.1,), steps=2, restarts=1, queries=2)
+    learned = as_dict(TINY) | {"epochs": 15, "lr": 1e-2}
+    settings = Ensemble(**learned, images=20, attacked=(0.1,), steps=2, restarts=1, queries=2)
     found = ensemble.run(settings, "fortified", Bench(0))
     made = {part.split(" ")[0] for part in found["checks"].split("; ") if part.split(" ")[0] in ensemble.CHECKS}
     assert made == set(ensemble.CHECKS)

@@ -95,8 +95,8 @@ def _claims(where: str, scales: tuple[str, ...] = ("laptop", "paper")) -> tuple[
             ),
             published=WHITE_BOX,
             scales=scales,
-            note="Written before the runs: three trial seeds on Fashion-MNIST, 500 test images, gave 0.007 more than the "
-            "former (one seed against it) and 0.015 more than the latter, at 0.03 less clean accuracy; expect "
+            note="Written before the runs: three trial seeds on Fashion-MNIST, 500 test images, gave 0.007 more than "
+            "the former (one seed against it) and 0.015 more than the latter, at 0.03 less clean accuracy; expect "
             "undecided, or fails.",
         ),
         Claim(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mechanisms.lab.figures import NOTHING, PALETTE, SYMBOLS, canvas, line, plain
+from mechanisms.lab.figures import INK, NOTHING, PALETTE, SYMBOLS, canvas, line, plain
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -84,8 +84,10 @@ def _draw_errors(variants: tuple[str, ...], cell: Cell) -> plotly.graph_objects.
         vertical_spacing=0.3 / len(there),
     )
     for row, variant in enumerate(there, 1):
+        highest = 0.0
         for place, (name, label) in enumerate((("clean_errors", "clean"), ("adversarial_errors", "adversarial"))):
             x, y = _mean_histogram(cell, name, variant)
+            highest = max(highest, *y)
             figure.add_scatter(
                 x=[10**value for value in x],
                 y=y,
@@ -102,7 +104,19 @@ def _draw_errors(variants: tuple[str, ...], cell: Cell) -> plotly.graph_objects.
             )
         thresholds = [float(value) for value in cell.values("threshold", variant).values()]
         middle = math.exp(math.fsum(math.log(max(value, 1e-12)) for value in thresholds) / len(thresholds))
-        figure.add_vline(x=middle, line={"dash": "dot", "width": 1.5}, annotation_text="threshold", row=row, col=1)
+        # A trace, not a shape: labels of shapes miss their place on logarithmic axes.
+        figure.add_scatter(
+            x=[middle, middle],
+            y=[0, 1.05 * highest],
+            name="threshold",
+            mode="lines",
+            line={"color": INK[0], "dash": "dot", "width": 1.5},
+            legendgroup="threshold",
+            showlegend=row == 1,
+            hovertemplate="threshold %{x:.3g}<extra></extra>",
+            row=row,
+            col=1,
+        )
     figure.update_xaxes(type="log", exponentformat="power", showticklabels=True)
     figure.update_xaxes(title="reconstruction error of an input's hidden states", row=len(there), col=1)
     figure.update_yaxes(title="share", rangemode="tozero")
