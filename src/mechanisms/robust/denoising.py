@@ -108,10 +108,10 @@ class _Denoiser(nn.Module):
         if std == 0:
             return h
         if self.generator is None:
-            return h + std * torch.randn_like(h)
+            return torch.add(h, torch.randn_like(h), alpha=std)
         place = self.generator.device
         drawn = torch.randn(h.shape, generator=self.generator, device=place, dtype=h.dtype)
-        return h + std * drawn.to(h.device)
+        return torch.add(h, drawn.to(h.device), alpha=std)
 
     def _encode(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         raise NotImplementedError

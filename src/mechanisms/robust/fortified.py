@@ -279,20 +279,18 @@ def fortified_loss(
         total = total + lambda_rec * reconstruction.sum()
 
     with torch.no_grad():
-        squares = _means([full(h).square().mean() for h in targets], x)
-        norms = [
-            _means([torch.linalg.vector_norm(full(h).flatten(1), dim=1).mean() for h in states], x)
-            for states in (targets, clean.after)
-        ]
+        norms = [torch.linalg.vector_norm(full(h).flatten(1), dim=1) for h in [*targets, *clean.after]]
+        squares = [norm.square().mean() / max(1, h[0].numel()) for norm, h in zip(norms, targets, strict=False)]
+        means = _stack([norm.mean() for norm in norms], x)
     return FortifiedLoss(
         total=total,
         classification=classification.detach(),
         adversarial=None if adversarial is None else adversarial.detach(),
         reconstruction=reconstruction.detach(),
         adversarial_reconstruction=None if adversarial_reconstruction is None else adversarial_reconstruction.detach(),
-        norm_before=norms[0],
-        norm_after=norms[1],
-        relative_error=reconstruction.detach() / squares.clamp(min=torch.finfo(squares.dtype).tiny),
+        norm_before=means[: len(targets)],
+        norm_after=means[len(targets) :],
+        relative_error=reconstruction.detach() / _stack(squares, x).clamp(min=torch.finfo(torch.float32).tiny),
         logits=clean.logits.detach(),
         adversarial_logits=None if attacked is None else attacked.logits.detach(),
     )
@@ -312,12 +310,12 @@ def _passes(model: nn.Module, x: Tensor, x_adv: Tensor | None, one_pass: bool | 
     if not one_pass:
         return traced(x), traced(x_adv)
     both = traced(torch.cat([x, x_adv]))
-    count = len(x)
-    halves = [
-        Trace(both.logits[half], [h[half] for h in both.before], [h[half] for h in both.after])
-        for half in (slice(count), slice(count, None))
-    ]
-    return halves[0], halves[1]
+    before, after = ([h.split(len(x)) for h in states] for states in (both.before, both.after))
+    clean, attacked = both.logits.split(len(x))
+    return (
+        Trace(clean, [h[0] for h in before], [h[0] for h in after]),
+        Trace(attacked, [h[1] for h in before], [h[1] for h in after]),
+    )
 
 
 def _blocked(model: FortifiedModel, trace: Trace) -> Trace:
@@ -333,10 +331,11 @@ def _blocked(model: FortifiedModel, trace: Trace) -> Trace:
 
 
 def _errors(after: list[Tensor], targets: list[Tensor], like: Tensor) -> Tensor:
-    return _means([full(found - target).square().mean() for found, target in zip(after, targets, strict=True)], like)
+    pairs = zip(after, targets, strict=True)
+    return _stack([functional.mse_loss(full(found), full(target)) for found, target in pairs], like)
 
 
-def _means(values: list[Tensor], like: Tensor) -> Tensor:
+def _stack(values: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(values) if values else like.new_zeros(0, dtype=torch.float32)
 
 
