@@ -1,5 +1,6 @@
 """The ensemble where the answer is known: linear classifiers, defences that only hide, and its own invariants."""
 
+import copy
 import json
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.extras import MissingExtra
-from mechanisms.robust import ExpectationOverNoise, RobustnessReport, robust_accuracy
+from mechanisms.robust import DenoisingLayer, ExpectationOverNoise, RobustnessReport, fortify, robust_accuracy
 from mechanisms.robust._attacks import Frame
 from mechanisms.robust.attack_ensemble import ENSEMBLE
-from tests.robust.masked import Cut, Noisy, Quantised, Scaled, closed_form, digits, linear, trained
+from tests.robust.masked import Cut, Noisy, NoNumber, Quantised, Scaled, closed_form, digits, linear, trained
 
 BUDGETS = (0.01, 0.02, 0.04)
 QUICK = {"queries": 60, "restarts": 1}
@@ -85,15 +86,17 @@ def test_a_network_with_sound_gradients_passes_every_check(sound: RobustnessRepo
 def test_logits_that_saturate_the_softmax_are_found_and_attacked_all_the_same(
     network: nn.Sequential, images: tuple[Tensor, Tensor], sound: RobustnessReport
 ) -> None:
-    report = robust_accuracy(nn.Sequential(network, Scaled()).eval(), *images, [0.05, 0.1], **QUICK)
+    saturated = nn.Sequential(network, Scaled()).eval()
+    report = robust_accuracy(saturated, *images, [0.05, 0.1], **QUICK)
     assert report.masked
-    assert verdicts(report)["vanishing-gradients"] == verdicts(report)["unbounded"] == "fails"
-    # Attacks that do not care for the scale find what they find without it.
+    assert verdicts(report)["vanishing-gradients"] == "fails"
+    # Attacks that do not care for the scale find what they find without it; plain cross-entropy is fooled.
     assert abs(report.at(0.1) - sound.at(0.1)) <= 0.05
-    assert report.after["pgd"][0.1] > sound.after["pgd"][0.1] + 0.2
+    fooled = robust_accuracy(saturated, *images, 0.1, attacks=["apgd-ce"], checks=False, **QUICK)
+    assert fooled.at(0.1) > sound.at(0.1) + 0.2
 
 
-@pytest.mark.parametrize("layer", [Quantised(), Cut()], ids=["quantised", "cut"])
+@pytest.mark.parametrize("layer", [Quantised(), Cut(), NoNumber()], ids=["quantised", "cut", "no-number"])
 def test_gradients_that_are_zero_are_found(
     network: nn.Sequential, images: tuple[Tensor, Tensor], layer: nn.Module
 ) -> None:
@@ -125,6 +128,15 @@ def test_a_random_layer_is_attacked_through_its_mean(network: nn.Sequential, ima
     assert single.draws == 1
     wrapped = robust_accuracy(ExpectationOverNoise(noisy, draws=5), *images, 0.1, **options)
     assert (wrapped.randomised, wrapped.draws) == (True, 5)
+
+
+def test_a_fortified_network_is_random_only_when_its_noise_is_always_on(
+    network: nn.Sequential, images: tuple[Tensor, Tensor]
+) -> None:
+    for noise, randomised in (("train", False), ("always", True)):
+        fortified = fortify(copy.deepcopy(network), {"1": DenoisingLayer(64, 16, noise=noise)}).eval()
+        report = robust_accuracy(fortified, *images, 0.1, attacks=["pgd"], steps=3, checks=False, restarts=1)
+        assert (report.randomised, report.draws) == (randomised, 20 if randomised else 1)
 
 
 def test_a_constant_classifier_is_no_masking_because_nothing_can_be_broken() -> None:

@@ -203,6 +203,8 @@ def test_who_draws_noise() -> None:
     noisy = nn.Sequential(DenoisingLayer(4, 2, noise="always"), nn.Linear(4, 2)).eval()
     assert draws_noise(noisy)
     assert not draws_noise(ExpectationOverNoise(noisy))
+    assert not draws_noise(nn.Sequential(nn.Flatten(), ExpectationOverNoise(noisy)))
+    assert draws_noise(nn.Sequential(noisy[0], ExpectationOverNoise(copy.deepcopy(noisy))))
     assert not draws_noise(nn.Linear(2, 2))
 
 

@@ -337,6 +337,11 @@ def of_loss(**settings: object) -> Callable[[], object]:
         (lambda: fortify(network(), {"9": DenoisingLayer(8, 5)}), KeyError, "no module named '9'; it has '0', '1'"),
         (lambda: fortify(network(), {"": DenoisingLayer(8, 5)}), KeyError, "no module named ''"),
         (lambda: fortify(network(), {"2": 3}), TypeError, "the layer for '2' is a int"),
+        (
+            lambda: fortify(torch.compile(network()), {}),
+            ValueError,
+            "compiled or distributed already; fortify it first",
+        ),
         (taken, ValueError, "fortified there already"),
         (shared, ValueError, "one layer stands for two names"),
         (aliased, ValueError, "are one module"),

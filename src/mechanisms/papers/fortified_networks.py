@@ -313,7 +313,7 @@ CIFAR_ENSEMBLE = Experiment(
     run=ensemble.run,
     variants=ensemble.VARIANTS,
     scales={
-        "smoke": Ensemble(**CIFAR | SMOKE | TINY_CIFAR, images=8, attacked=(8 / 255,), steps=2, restarts=1, queries=3),
+        "smoke": Ensemble(**CIFAR | SMOKE | TINY_CIFAR, images=30, attacked=(8 / 255,), steps=2, restarts=1, queries=3),
         "paper": Ensemble(**CIFAR, attacked=(4 / 255, 8 / 255)),
     },
     seeds=3,

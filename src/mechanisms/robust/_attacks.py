@@ -54,12 +54,20 @@ class Seen(nn.Module):
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n classes"]:
         model, attacked = self._held
+        if x.requires_grad:
+            # No attack can follow a gradient that is no number, and some stop with an error. Zero: the checks find it.
+            x = x.view_as(x)
+            x.register_hook(_finite)
         logits = model(x.to(attacked.x.device, attacked.dtype))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if x.requires_grad and not logits.requires_grad:
-            # A classifier that cuts the graph has no gradient to give: zeros, which the checks find, not an error.
+            # The same for a classifier that cuts the graph and has no gradient to give.
             logits = logits + 0.0 * x.to(logits).flatten(1).sum(1, keepdim=True)
         return (logits - logits.detach().mean(1, keepdim=True)).to(x.device, torch.float32)
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 Attack = Callable[[Attacked, Seen, Int[Tensor, " m"], float, Effort, str], list[Tensor]]

@@ -52,19 +52,25 @@ def module_named(modules: dict[str, nn.Module], name: str) -> nn.Module:
     return modules[name]
 
 
-def check_layers(
-    layers: Mapping[str, nn.Module], places: dict[str, nn.Module], inputs: nn.Module | None, model: nn.Module
-) -> None:
-    """Errors for what is no layer, for one that would stand twice, and for a place that is taken."""
-    for name, layer in [*layers.items(), *([] if inputs is None else [("the input", inputs)])]:
+def check_layers(layers: Mapping[str, nn.Module], inputs: nn.Module | None, model: nn.Module) -> None:
+    """Errors for what is no layer, for one that would stand twice, and for a model that asks no hooks any more."""
+    if unwrapped(model) is not model:
+        raise ValueError(
+            "the model is compiled or distributed already; fortify it first, then compile or wrap the result"
+        )
+    every = list(layers.items()) + ([] if inputs is None else [("the input", inputs)])
+    for name, layer in every:
         if not isinstance(layer, nn.Module):
             raise TypeError(f"the layer for {name!r} is a {type(layer).__name__}; give a module such as DenoisingLayer")
-    every = [*layers.values(), *([] if inputs is None else [inputs])]
-    if len(set(map(id, every))) < len(every):
+    if len({id(layer) for _, layer in every}) < len(every):
         raise ValueError("one layer stands for two names; make a layer for each")
+
+
+def check_places(places: dict[str, nn.Module], inputs: bool, model: nn.Module) -> None:
+    """Errors for a module under two names, and for one that has a layer already."""
     if len(set(map(id, places.values()))) < len(places):
         raise ValueError(f"two of the names {list(places)} are one module; fortify it once")
-    before = [] if inputs is None else [model._forward_pre_hooks]
+    before = [model._forward_pre_hooks] if inputs else []
     for hooks in [*before, *(module._forward_hooks for module in places.values())]:
         if any(isinstance(getattr(hook, "__self__", None), Insertion) for hook in hooks.values()):
             raise ValueError("the model is fortified there already; call remove() of its FortifiedModel first")

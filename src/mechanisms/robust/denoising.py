@@ -320,9 +320,12 @@ def draws_noise(model: nn.Module) -> bool:
     >>> draws_noise(layer), draws_noise(layer.eval())
     (True, False)
     """
-    if isinstance(model, ExpectationOverNoise):
-        return False
-    return any(isinstance(module, _Denoiser) and module.draws_noise for module in model.modules())
+    averages = [module for module in model.modules() if isinstance(module, ExpectationOverNoise)]
+    averaged = {id(inner) for module in averages for inner in module.modules()}
+    return any(
+        isinstance(module, _Denoiser) and module.draws_noise and id(module) not in averaged
+        for module in model.modules()
+    )
 
 
 def mixes_rows(model: nn.Module) -> bool:

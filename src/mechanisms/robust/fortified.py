@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mechanisms._base.validation import check_number
-from mechanisms.robust._insertions import Insertion, Tape, check_layers, full, module_named, unwrapped
+from mechanisms.robust._insertions import Insertion, Tape, check_layers, check_places, full, module_named, unwrapped
 from mechanisms.robust.denoising import ConvDenoisingLayer, DenoisingLayer, draws_noise, mixes_rows
 
 __all__ = ["FortifiedLoss", "FortifiedModel", "Trace", "fortified_loss", "fortify"]
@@ -86,9 +86,10 @@ class FortifiedModel(nn.Module):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], inputs: nn.Module | None = None) -> None:
         super().__init__()
+        check_layers(layers, inputs, model)
         modules = dict(model.named_modules(remove_duplicate=False))
         places = {name: module_named(modules, name) for name in layers}
-        check_layers(layers, places, inputs, model)
+        check_places(places, inputs is not None, model)
         self.model, self.names = model, tuple(([] if inputs is None else [""]) + list(layers))
         self.layers = nn.ModuleDict()
         self._tape = Tape()
@@ -162,8 +163,9 @@ def fortify(model: nn.Module, layers: Mapping[str, nn.Module], *, inputs: nn.Mod
     Raises:
         KeyError: no module has that name; the message lists those there are.
         TypeError: a layer is no module.
-        ValueError: two names of one module, one layer twice, or a module that is fortified already; when the model is
-            called, an activation that does not fit its layer, or is no tensor.
+        ValueError: two names of one module, one layer twice, a module that is fortified already, or a compiled model
+            (compile the fortified one); when the model is called, an activation that does not fit its layer, or is no
+            tensor.
 
     >>> from mechanisms.robust.denoising import DenoisingLayer
     >>> network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
