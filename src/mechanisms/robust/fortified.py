@@ -9,8 +9,8 @@ adversarial ones x', h_k and h'_k what layer k gets in either pass:
 
 The target of both is the clean state. The mean over features is the released code's; the paper writes a squared norm,
 which is a factor d_k in λ. Both losses are smaller when the states themselves shrink: `fortified_loss` reports their
-norm and the relative error L_rec / mean h^2, so that shrinking does not pass for denoising, and `detach_target` takes
-that way out.
+norm and the relative error L_rec / mean h^2, so that shrinking does not pass for denoising, and `detach_target` closes
+that way.
 
 >>> from mechanisms.robust.adversarial import pgd
 >>> from mechanisms.robust.denoising import DenoisingLayer
