@@ -224,7 +224,7 @@ DIGITS_ENSEMBLE = Experiment(
     variants=ensemble.VARIANTS,
     scales={
         "smoke": Ensemble(**SMOKE, images=20, attacked=(0.1,), steps=3, restarts=1, queries=5),
-        "laptop": Ensemble(images=500),
+        "laptop": Ensemble(images=500, attacked=(0.05, 0.1)),
     },
     seeds=3,
     claims=_masking(", on digits"),
