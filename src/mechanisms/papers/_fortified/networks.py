@@ -44,12 +44,14 @@ def perceptron(features: int, hidden: tuple[int, ...]) -> nn.Sequential:
 def _network(settings: Fortified, shape: Shape) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
     """A network, and the sizes of its hidden states by the names of the modules that they come out of."""
     if settings.network == "mlp":
-        states = {f"relu{place}": (units,) for place, units in enumerate(settings.hidden, 1)}
+        states: dict[str, tuple[int, ...]] = {
+            f"relu{place}": (units,) for place, units in enumerate(settings.hidden, 1)
+        }
         return perceptron(math.prod(shape), settings.hidden), states
     if settings.network == "cnn":
         return _convolutional(settings.width, shape)
-    network, states = _residual(settings.width, settings.units, shape)
-    return Normalised(network, CIFAR), {f"network.{name}": size for name, size in states.items()}
+    network, inner = _residual(settings.width, settings.units, shape)
+    return Normalised(network, CIFAR), {f"network.{name}": size for name, size in inner.items()}
 
 
 def _convolutional(width: int, shape: Shape) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
@@ -58,7 +60,7 @@ def _convolutional(width: int, shape: Shape) -> tuple[nn.Module, dict[str, tuple
     side = ((height + 6 - 8) // 2 + 1 - 6) // 2 + 1 - 4
     if side < 1:
         raise ValueError(f"images of {height} pixels are too small for the three convolutions; they take 28 or more")
-    layers = OrderedDict(
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(channels, width, 8, 2, 3),
         relu1=nn.ReLU(),
         conv2=nn.Conv2d(width, 2 * width, 6, 2),
@@ -69,7 +71,7 @@ def _convolutional(width: int, shape: Shape) -> tuple[nn.Module, dict[str, tuple
         head=nn.Linear(2 * width * side * side, CLASSES),
     )
     first = (height + 6 - 8) // 2 + 1
-    states = {
+    states: dict[str, tuple[int, ...]] = {
         "relu1": (width, first, first),
         "relu2": (2 * width, (first - 6) // 2 + 1, (first - 6) // 2 + 1),
         "flatten": (2 * width * side * side,),

@@ -28,6 +28,7 @@ ATTACKS = ("pgd", "apgd_ce", "apgd_dlr", "deepfool", "square", "transfer")
 def draw_differences(cell: Cell) -> plotly.graph_objects.Figure:
     """Differences of PGD and of clean accuracy, paired by seed, each with its 95 % Student interval."""
     figure = canvas(x="difference in accuracy, paired by seed", height=110 + 62 * len(DIFFERENCES))
+    drawn = False
     for place, (metric, label) in enumerate((("pgd_accuracy", "under PGD"), ("accuracy", "clean"))):
         rows, means, halves = [], [], []
         for row, (first, second) in enumerate(DIFFERENCES):
@@ -35,6 +36,7 @@ def draw_differences(cell: Cell) -> plotly.graph_objects.Figure:
             pairs = [float(one[seed]) - float(other[seed]) for seed in sorted(set(one) & set(other))]
             if not pairs:
                 continue
+            drawn = True
             mean, half = _student(pairs)
             rows.append(row + 0.2 * (2 * place - 1))
             means.append(mean)
@@ -56,7 +58,7 @@ def draw_differences(cell: Cell) -> plotly.graph_objects.Figure:
             error_x={"array": halves, "color": PALETTE[place][0], "thickness": 2, "width": 7},
             hovertemplate="mean %{x:+.4f}<extra></extra>",
         )
-    if not any(any(x is not None for x in trace.x) for trace in figure.data):
+    if not drawn:
         return _nothing(figure)
     figure.add_vline(x=0, line={"dash": "dot", "width": 1.2})
     names = [plain(f"{first} − {second}") for first, second in DIFFERENCES]
@@ -136,7 +138,7 @@ def draw_ensemble(cell: Cell) -> plotly.graph_objects.Figure:
             if not runs:
                 continue
             budgets = sorted(set(runs[0]).intersection(*runs[1:]))
-            points = [_student([float(run[eps]) for run in runs]) for eps in budgets]
+            points = [_student([float(run[eps] or 0.0) for run in runs]) for eps in budgets]
             figure.add_scatter(
                 x=budgets,
                 y=[mean for mean, _ in points],
