@@ -1,0 +1,384 @@
+"""`mech attack`: how robust a classifier of one's own is, and whether that can be believed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mechanisms.robust.robustness_report import RobustnessReport
+
+BUDGETS = "0.01,0.03,0.1,0.3"
+NAME = "robustness"  # of the files written
+
+
+def attack(
+    factory: Annotated[str, typer.Argument(help="package.module:factory, importable here; makes the network.")],
+    weights: Annotated[Path, typer.Option(help="Weights: .safetensors, or a state_dict (.pt, .pth, .bin, .ckpt).")],
+    data: Annotated[Path, typer.Option(help="A .npz file with x, in [0, 1], and y, class indices.")],
+    eps: Annotated[str, typer.Option(help="Budgets (L-infinity), by commas; 8/255 is understood.")] = BUDGETS,
+    attacks: Annotated[
+        str | None, typer.Option(help="Of pgd, apgd-ce, apgd-dlr, deepfool, square, by commas; all by default.")
+    ] = None,
+    restarts: Annotated[int, typer.Option(help="Rounds of the attacks with a random start.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of PGD and APGD.")] = 100,
+    queries: Annotated[int, typer.Option(help="Queries of Square for each image.")] = 500,
+    images: Annotated[int, typer.Option(help="How many images, drawn by the seed; 0 for all.")] = 1000,
+    surrogate: Annotated[str | None, typer.Option(help="An undefended network's factory, to transfer from.")] = None,
+    surrogate_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Draws of a randomised network to average; 20 by default.")] = None,
+    checks: Annotated[bool, typer.Option("--checks/--no-checks", help="Look for gradient masking.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Images in a pass.")] = 256,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
+    to: Annotated[Path, typer.Option(help="Folder for the table (Markdown, CSV, JSON) and the page.")] = Path(NAME),
+) -> None:
+    """Attack a classifier of yours, and say whether the outcome can be believed.
+
+    An ensemble of attacks from two libraries, with restarts and without gradients, on your network and your images:
+    accuracy by budget, an upper bound of the true robust accuracy. Checks tell a network that is robust from one that
+    hides its gradients.
+
+    The network normalises its inputs itself and returns logits. Ctrl-C keeps what was done.
+    \f
+
+    Raises:
+        typer.Exit: with code 2 after one line of error, or 130 after an interruption.
+
+    >>> with contextlib.redirect_stderr(None):
+    ...     try:
+    ...         attack("nowhere:net", weights=Path("weights.pt"), data=Path("images.npz"))
+    ...     except typer.Exit as end:
+    ...         end.exit_code
+    2
+    """
+    from mechanisms._base.extras import MissingExtra
+
+    try:
+        request = Request(
+            factory,
+            str(weights),
+            str(data),
+            _budgets(eps),
+            None if attacks is None else tuple(_words(attacks)),
+            restarts,
+            steps,
+            queries,
+            images,
+            surrogate,
+            None if surrogate_weights is None else str(surrogate_weights),
+            draws,
+            checks,
+            batch_size,
+            device,
+            seed,
+        )
+        complete = _carry_out(request, to)
+    except (ValueError, TypeError, OSError, MemoryError, MissingExtra) as error:
+        _say("error: ", "red", " ".join(str(error).split()) or type(error).__name__)
+        raise typer.Exit(2) from None
+    if not complete:
+        raise typer.Exit(130)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for on the command line."""
+
+    factory: str
+    weights: str
+    data: str
+    eps: tuple[float, ...]
+    attacks: tuple[str, ...] | None
+    restarts: int
+    steps: int
+    queries: int
+    images: int
+    surrogate: str | None
+    surrogate_weights: str | None
+    draws: int | None
+    checks: bool
+    batch_size: int
+    device: str
+    seed: int
+
+
+def _carry_out(request: Request, to: Path) -> bool:
+    """Load, attack, write, and say what was found; whether it went to the end."""
+    import torch
+
+    from mechanisms._base.device import resolve_device
+    from mechanisms.papers._fortified.own_classifier import build_classifier, read_images
+    from mechanisms.robust.attack_ensemble import ENSEMBLE, robust_accuracy
+
+    if request.images < 0:
+        raise ValueError(f"--images must be at least 1, or 0 for all, got {request.images}")
+    if (request.surrogate is None) != (request.surrogate_weights is None):
+        raise ValueError("--surrogate and --surrogate-weights belong together; give both or neither")
+    device = resolve_device(request.device)
+    _make_folder(to)
+    x, y = read_images(Path(request.data), request.images or None, request.seed)
+    model = build_classifier(request.factory, Path(request.weights)).to(device)
+    other = None
+    if request.surrogate is not None and request.surrogate_weights is not None:
+        other = build_classifier(request.surrogate, Path(request.surrogate_weights)).to(device)
+    so_far: list[RobustnessReport] = []
+    began = time.monotonic()
+    complete = True
+    with warnings.catch_warnings(record=True) as caught, _progress() as progress:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        try:
+            report = robust_accuracy(
+                model,
+                x,
+                y,
+                request.eps,
+                attacks=ENSEMBLE if request.attacks is None else request.attacks,
+                restarts=request.restarts,
+                steps=request.steps,
+                queries=request.queries,
+                surrogate=other,
+                checks=request.checks,
+                draws=request.draws,
+                batch_size=request.batch_size,
+                seed=request.seed,
+                progress=progress,
+                partial=lambda report: so_far.__setitem__(slice(None), [report]),
+            )
+        except KeyboardInterrupt:
+            if not so_far:
+                _say("interrupted: ", "yellow", "no attack had ended, nothing is written")
+                return False
+            (report,), complete = so_far, False
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"the {device.type} ran out of memory with --batch-size {request.batch_size}; give a smaller one"
+            ) from None
+    # Libraries warn of their own affairs; what concerns the figures is ours.
+    notes = [text for text in dict.fromkeys(str(warning.message) for warning in caught) if "randomised" in text]
+    written = write_report(report, request, to, seconds=time.monotonic() - began, notes=notes)
+    _show(report, notes, written, complete)
+    return complete
+
+
+def write_report(
+    report: RobustnessReport, request: Request, to: Path, *, seconds: float, notes: list[str]
+) -> list[Path]:
+    """The table as Markdown, CSV and JSON, and a page with the plot, each whole or not at all.
+
+    >>> from torch import ones
+    >>> from mechanisms.robust import RobustnessReport
+    >>> report = RobustnessReport(1.0, {0.1: 1.0}, {"pgd": {0.1: 1.0}}, correct=ones(1, 4))
+    >>> request = Request("net:make", "w.pt", "d.npz", (0.1,), None, 1, 9, 9, 4, None, None, None, False, 4, "cpu", 0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [path.name for path in write_report(report, request, Path(folder), seconds=1.0, notes=[])]
+    ['robustness.md', 'robustness.csv', 'robustness.json', 'robustness.html']
+    """
+    import platform
+
+    import torch
+
+    from mechanisms import __version__
+    from mechanisms.lab.folders import whole_file
+
+    made = {"mechanisms": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    everything = report.to_dict() | {"request": asdict(request), "versions": made, "seconds": round(seconds, 1)}
+    everything["notes"] = [*everything["notes"], *notes]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=report.heads())
+    writer.writeheader()
+    writer.writerows(report.rows())
+    title = f"# Robustness of {request.factory}\n\n{_made(report, request, seconds)}\n\n"
+    text = title + report.to_markdown() + "".join(f"\nNote: {note}.\n" for note in notes)
+    contents = {
+        "md": text.encode(),
+        "csv": table.getvalue().encode(),
+        "json": (json.dumps(everything, indent=2, ensure_ascii=False) + "\n").encode(),
+        "html": _page(report, request, seconds, notes),
+    }
+    paths = []
+    for suffix, content in contents.items():
+        path = to / f"{NAME}.{suffix}"
+        try:
+            with whole_file(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise OSError(f"{path} cannot be written ({error.strerror or error})") from None
+        paths.append(path)
+    return paths
+
+
+def _page(report: RobustnessReport, request: Request, seconds: float, notes: list[str]) -> bytes:
+    from mechanisms.lab.report import Section, Table
+    from mechanisms.lab.report import page as write_page
+
+    heads = report.heads()[:-2]
+    rows = [[*(row.get(head) for head in heads), _range(row["low"], row["high"])] for row in report.rows()]
+    table = Table([*heads, "95 %"], rows)
+    explanation = (
+        "The share of images that are classified rightly whatever was tried in the budget: an upper bound, with its "
+        "95\N{NO-BREAK SPACE}% interval for images drawn at random. Columns say what each attack of the first round "
+        "left, in this order."
+    )
+    sections = [Section("Accuracy against budget", [draw_accuracy(report), explanation, table])]
+    if report.checks:
+        checks = Table(
+            ["check", "verdict", "found", "expected"],
+            [[check.name, check.verdict, check.found, check.expected] for check in report.checks],
+        )
+        words = f"At eps {report.checked_eps:g}: {report.verdict()}."
+        sections.append(Section("Can the gradients be believed?", [words, checks]))
+    sections.append(Section("How this was made", [_made(report, request, seconds), *report.notes, *notes]))
+    verdict = report.verdict()
+    lead = f"{verdict[0].upper()}{verdict[1:]}." + (" Interrupted: the figures so far." if not report.complete else "")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_page(f"Robustness of {request.factory}", sections, Path(folder) / "page.html", lead=lead)
+        return path.read_bytes()
+
+
+def draw_accuracy(report: RobustnessReport) -> Any:
+    """Accuracy against budget: without attack, after the first attack, and after all, with its interval.
+
+    >>> from torch import ones
+    >>> from mechanisms.robust import RobustnessReport
+    >>> report = RobustnessReport(1.0, {0.1: 1.0}, {"pgd": {0.1: 1.0}}, correct=ones(1, 4))
+    >>> [trace.name for trace in draw_accuracy(report).data]
+    ['after all attacks', 'after pgd alone']
+    """
+    from mechanisms.lab.figures import canvas, line, plain
+
+    figure = canvas(x="budget eps (L-infinity)", y="accuracy", height=420)
+    budgets = list(report.robust_accuracy)
+    with_zero = [0.0, *budgets] if budgets[0] > 0 else budgets
+    start = [report.clean_accuracy] * (len(with_zero) - len(budgets))
+    ends = [report.interval(eps) for eps in budgets]
+    robust = [*start, *report.robust_accuracy.values()]
+    above = [*[0.0] * len(start), *(high - report.at(eps) for eps, (_, high) in zip(budgets, ends, strict=True))]
+    below = [*[0.0] * len(start), *(report.at(eps) - low for eps, (low, _) in zip(budgets, ends, strict=True))]
+    figure.add_scatter(
+        x=with_zero,
+        y=robust,
+        mode="lines+markers",
+        name="after all attacks",
+        line=line(0),
+        error_y={"array": above, "arrayminus": below, "thickness": 1.5, "width": 5},
+        hovertemplate="eps %{x:.4g}: at most %{y:.3f}<extra></extra>",
+    )
+    first = next(iter(report.after), None)
+    if first is not None:
+        y = [*start, *(report.after[first].get(eps) for eps in budgets)]
+        figure.add_scatter(x=with_zero, y=y, mode="lines+markers", name=plain(f"after {first} alone"), line=line(1))
+    figure.update_yaxes(range=[-0.02, 1.02])
+    return figure
+
+
+def _made(report: RobustnessReport, request: Request, seconds: float) -> str:
+    from mechanisms import __version__
+
+    random = f", {report.draws} draws of a randomised network averaged" if report.randomised else ""
+    return (
+        f"{request.factory} with {request.weights}, {report.images} images of {request.data}; attacks "
+        f"{', '.join(report.after)}; restarts {report.restarts}, steps {report.steps}, queries "
+        f"{report.queries}{random}; seed {report.seed}, {seconds:.0f} s, mechanisms {__version__}."
+    )
+
+
+def _show(report: RobustnessReport, notes: list[str], written: list[Path], complete: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    out = Console(width=None if sys.stdout.isatty() else 160)
+    title = f"Accuracy under attack, {report.images} images; upper bounds"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    heads = report.heads()[:-2]
+    for head in [*heads, "95 %"]:
+        table.add_column(head, justify="right")
+    for row in report.rows():
+        cells = [f"{row['eps']:.4g}", *(f"{row[head]:.3f}" if head in row else "" for head in heads[1:])]
+        table.add_row(*cells, _range(row["low"], row["high"]))
+    out.print(table)
+    if report.checks:
+        colours = {"passes": "green", "fails": "bold red", "not run": "dim"}
+        title = f"Can the gradients be believed? At eps {report.checked_eps:g}"
+        checks = Table("check", "verdict", "found", box=box.SIMPLE_HEAD, title=title, title_justify="left")
+        for check in report.checks:
+            checks.add_row(check.name, f"[{colours[check.verdict]}]{check.verdict}[/]", _shown(check.found))
+        out.print(checks)
+    out.print(_shown(report.verdict()), style="bold red" if report.masked else "", soft_wrap=True)
+    for note in [*report.notes, *notes]:
+        _say("note: ", "yellow", note)
+    if not complete:
+        _say("interrupted: ", "yellow", "these are the figures so far; they are upper bounds too")
+    for path in written:
+        out.print(_shown(str(path)), soft_wrap=True)
+
+
+def _range(low: float, high: float) -> str:
+    # Spaces that do not break keep an interval on one line.
+    return f"{low:.3f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high:.3f}"
+
+
+def _budgets(text: str) -> tuple[float, ...]:
+    found = []
+    for word in _words(text):
+        top, slash, bottom = word.partition("/")
+        try:
+            found.append(float(top) / float(bottom) if slash else float(top))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(
+                f"--eps {word!r} is no budget; write numbers by commas, for example 0,2/255,8/255"
+            ) from None
+    return tuple(found)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _make_folder(to: Path) -> None:
+    """Make the folder now, so that a long run does not end in a folder that cannot be written."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=to):
+            pass
+    except OSError as error:
+        raise ValueError(f"--to {to} cannot be written ({error.strerror or error})") from None
+
+
+@contextlib.contextmanager
+def _progress() -> Generator[Any]:
+    """A bar on the screen with the stage and the time left; nothing where the errors go to a file."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("attacks", total=None)
+        yield lambda done, total, stage: bar.update(task, completed=done, total=total, description=stage)
+
+
+def _say(what: str, colour: str, text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(what, style=colour), _shown(text), sep="")
+
+
+def _shown(text: str) -> Any:
+    """Text as it is on the screen: no markup, no control characters."""
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))

@@ -1,0 +1,90 @@
+"""The file in which a training is kept between epochs: tensors, numbers and text; nothing in it is executed."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAYOUT = 1
+
+
+def write_training(
+    path: Path,
+    settings: Mapping[str, Any],
+    epoch: int,
+    parts: Mapping[str, Any],
+    streams: Mapping[str, torch.Generator],
+    history: Mapping[str, list[list[float]]],
+) -> None:
+    """Store a training after `epoch` epochs; the file is there whole or not at all."""
+    content = {
+        "layout": LAYOUT,
+        "settings": _as_text(settings),
+        "epoch": epoch,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "streams": {name: stream.get_state() for name, stream in streams.items()},
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state() if _cuda(streams) else None,
+        "history": dict(history),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_training(
+    path: Path,
+    settings: Mapping[str, Any],
+    parts: Mapping[str, Any],
+    streams: Mapping[str, torch.Generator],
+    history: dict[str, list[list[float]]],
+) -> int:
+    """Bring parts, streams and torch's random state to where the training was left; returns its epochs.
+
+    Raises:
+        ValueError: the file is no such training, or one with other settings.
+    """
+    if not path.exists():
+        return 0
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        layout, kept = content["layout"], content["settings"]
+    except Exception as error:  # whatever a damaged or foreign file raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} is no training that can be gone on with ({reason}); delete it to start anew"
+        ) from None
+    asked = _as_text(settings)
+    if layout != LAYOUT or kept != asked:
+        differ = sorted(name for name in set(kept) | set(asked) if kept.get(name) != asked.get(name))
+        raise ValueError(
+            f"{path} holds a training with other settings ({', '.join(differ) or 'layout'}); give another file, or "
+            "delete it to start anew"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(content["parts"][name])
+    for name, stream in streams.items():
+        stream.set_state(content["streams"][name])
+    torch.set_rng_state(content["random"])
+    if _cuda(streams) and content["random_cuda"] is not None:
+        torch.cuda.set_rng_state(content["random_cuda"])
+    history.clear()
+    history.update(content["history"])
+    return content["epoch"]
+
+
+def _as_text(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: repr(value) for name, value in settings.items()}
+
+
+def _cuda(streams: Mapping[str, torch.Generator]) -> bool:
+    return any(stream.device.type == "cuda" for stream in streams.values())
