@@ -28,13 +28,13 @@ class _OnlyActive(torch.autograd.Function):
     """Hands numbers on, and gradients to active units alone."""
 
     @staticmethod
-    def forward(ctx, units: Tensor, mask: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, units: Tensor, mask: Tensor) -> Tensor:
         ctx.save_for_backward(mask)
         return units
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def,override]
-        return grad * ctx.saved_tensors[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.saved_tensors[0], None
 
 
 class Grouped(nn.Module):

@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechanisms.recurrent.bidirectional_rims import BRIMCell, GroupLSTMCell, RIMCell
 
@@ -149,3 +149,19 @@ def slow_run(
         last = new
         steps.append(new)
     return steps
+
+
+def inputs_of(cell: RIMCell, steps: int, batch: int, seed: int = 0) -> Any:
+    sizes = cell.input_size
+    if isinstance(sizes, int):
+        return draw(steps, batch, sizes, seed=seed)
+    return tuple(draw(steps, batch, size, seed=seed + place) for place, size in enumerate(sizes))
+
+
+def slots_of(x: Any) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def gradients(cell: nn.Module, output: Tensor) -> list[Tensor]:
+    found = torch.autograd.grad(output.cos().sum(), list(cell.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(cell.parameters(), found, strict=True)]

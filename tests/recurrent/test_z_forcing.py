@@ -16,32 +16,7 @@ from mechanisms.recurrent.schedules import LinearSchedule
 from mechanisms.recurrent.stochastic import StochasticCell
 from mechanisms.recurrent.z_forcing import ZForcing
 from mechanisms.recurrent.zoneout import Zoneout
-
-STEPS, ROWS, SIZE = 6, 4, 3
-KINDS = {
-    "gaussian": {},
-    "gaussian_mixture": {"num_components": 3},
-    "bernoulli": {},
-    "categorical": {},
-}
-
-
-def make(seed: int = 0, size: int = SIZE, hidden: int = 8, latent: int = 2, **options) -> ZForcing:
-    torch.manual_seed(seed)
-    return ZForcing(size, hidden, latent, **options).double()
-
-
-def sequence(kind: str = "gaussian", steps: int = STEPS + 1, rows: int = ROWS, size: int = SIZE) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    if kind == "categorical":
-        return torch.randint(size, (steps, rows), generator=generator)
-    frames = torch.randn(steps, rows, size, generator=generator, dtype=torch.float64)
-    return (frames > 0).double() if kind == "bernoulli" else frames
-
-
-def draw(steps: int = STEPS, rows: int = ROWS, latent: int = 2) -> Tensor:
-    return torch.randn(steps, rows, latent, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
+from tests.recurrent.latents import KINDS, ROWS, SIZE, STEPS, draw, make, sequence
 
 # --- the bound (checks 2 and 3) ---------------------------------------------------------------------------------------
 
@@ -358,51 +333,6 @@ def test_models_of_several_seeds_run_in_one_batch() -> None:
         torch.testing.assert_close(found[place], loss)
         for mine, theirs in zip(gradients, torch.autograd.grad(loss, list(model.parameters())), strict=True):
             torch.testing.assert_close(mine[place], theirs)
-
-
-# --- generation and inference (check 9) -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_samples_are_sequences_of_the_model_and_cold_ones_are_deterministic(kind: str) -> None:
-    model = make(likelihood=kind, **KINDS[kind])
-    drawn = model.sample(5, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, model.sample(5, 3, generator=torch.Generator().manual_seed(0)))
-    assert torch.isfinite(model.elbo(drawn[:-1], drawn[1:], num_samples=2)).all()
-    cold = model.sample(5, 3, temperature=0)
-    assert torch.equal(cold, model.sample(5, 3, temperature=0))
-    assert torch.equal(cold[:, 0], cold[:, 1])
-    prefix = sequence(kind)
-    more = model.sample(2, prefix=prefix, temperature=0)
-    assert more.shape[:2] == (2, ROWS)
-    assert torch.equal(model.sample(1, prefix=prefix, temperature=0), more[:1])
-
-
-def test_a_prefix_is_followed_from_where_its_posterior_leads() -> None:
-    model, y = make(), sequence()
-    state = model._infer(y[:-1], y[1:], None, model._noise(y[:-1], torch.zeros_like(draw()), None))[2]
-    output, _ = model.cell.step(model.cell.project((model.embedding(y[-1]),)), state)
-    expected = model.likelihood.mode(model.output(output.h))
-    torch.testing.assert_close(model.sample(1, prefix=y, temperature=0)[0], expected)
-
-
-def test_inference_gives_the_posterior_and_noise_of_zeros_its_mean() -> None:
-    model, y = make(), sequence()
-    mean, logvar, z = model.infer(y[:-1], y[1:], noise=draw())
-    torch.testing.assert_close(z, mean + (logvar / 2).exp() * draw())
-    mean, _, z = model.infer(y[:-1], y[1:], noise=torch.zeros_like(draw()))
-    torch.testing.assert_close(z, mean)
-
-
-@pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_interpolation_goes_from_one_sequence_to_the_other(kind: str) -> None:
-    model, y = make(likelihood=kind, **KINDS[kind]), sequence(kind)
-    found = model.interpolate(y[:, 0], y[:, 1], 5)
-    assert found.shape[:2] == (5, STEPS)
-    torch.testing.assert_close(found[0], model.interpolate(y[:, 0], y[:, 0], 2)[0])
-    torch.testing.assert_close(found[-1], model.interpolate(y[:, 1], y[:, 1], 2)[0])
-    drawn = [model.interpolate(y[:, 0], y[:, 1], 5, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
-    assert torch.equal(*drawn)
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------
