@@ -98,13 +98,36 @@ def test_the_same_seed_gives_the_same_classifier() -> None:
     assert not np.allclose(one, third)
 
 
-def test_constant_columns_and_single_rows() -> None:
+@pytest.mark.parametrize("value", [0.0, 0.1, 3.0])
+def test_constant_columns_and_single_rows(value: float) -> None:
     X, _, y = blobs()
-    X[:, 1] = 3.0
+    X[:, 1] = value
     classifier = quick(epochs=5).fit(X, y)
     together = classifier.predict_proba(X)
     assert np.isfinite(together).all()
     np.testing.assert_allclose(classifier.predict_proba(X[7:8]), together[7:8], atol=1e-12)
+    # Its mean is rounded; a difference as small as that must not be blown up to a large one.
+    X[:, 1] *= 1 + 1e-9
+    np.testing.assert_allclose(classifier.predict_proba(X), together, atol=1e-3)
+
+
+@pytest.mark.user_input
+def test_sizes_may_be_numbers_of_numpy_and_one_layer_a_number(tmp_path) -> None:
+    X, _, y = blobs()
+    for sizes in (np.int64(5), 5, np.array([5]), (np.int64(5),)):
+        classifier = LadderClassifier(sizes, epochs=2, batch_size=np.int64(50), random_state=0, device="cpu").fit(X, y)
+        assert classifier.network_.shapes[1].channels == 5
+        classifier.save(tmp_path / "ladder.safetensors")
+        assert LadderClassifier.load(tmp_path / "ladder.safetensors").hidden_layer_sizes == (5,)
+
+
+def test_after_a_fit_that_failed_it_is_not_fitted() -> None:
+    X, _, y = blobs()
+    classifier = quick(epochs=2).fit(X, y)
+    with pytest.raises(ValueError, match="epochs=0"):
+        classifier.set_params(epochs=0).fit(X, y)
+    with pytest.raises(NotFittedError):
+        classifier.predict(X)
 
 
 def test_it_works_in_a_pipeline_and_in_cross_validation() -> None:
@@ -162,6 +185,8 @@ def test_files_that_are_none(tmp_path) -> None:
         ({"y": np.arange(150) + 0.5}, "Unknown label type: continuous"),
         ({"y": np.array(["cat", -1] * 75)}, "object array"),
         ({"classes": [0, 1]}, r"y holds \[2\]"),
+        ({"classes": [-1, 0, 1, 2]}, "names -1, which means no label"),
+        ({"epochs": 2.5}, "whole number"),
         ({"variant": "best"}, "must be one of 'vanilla'"),
         ({"epochs": "many"}, "give a number or 'auto'"),
         ({"validation_fraction": 1.5}, "between 0 and 1"),

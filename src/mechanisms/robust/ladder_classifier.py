@@ -50,7 +50,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
     Without any -1 the classifier is a supervised one whose rows are also reconstructed.
 
     Args:
-        hidden_layer_sizes: units of the hidden layers.
+        hidden_layer_sizes: units of the hidden layers; a number is one layer.
         variant: a name in `ladder_variants.VARIANTS`, or a `LadderVariant`.
         noise_std: standard deviation of the noise, in units of the standardised columns and of the normalised layers.
         reconstruction_weights: lambda_0 to lambda_L, inputs first, where the variant has a cost. None is 10, 1 and
@@ -91,7 +91,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        hidden_layer_sizes: Sequence[int] = (128, 64),
+        hidden_layer_sizes: int | Sequence[int] = (128, 64),
         *,
         variant: str | LadderVariant = "vanilla",
         noise_std: float | int = 0.3,
@@ -134,6 +134,8 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         Warns:
             UserWarning: one of `classes` has no labelled row.
         """
+        # What an interrupted fit leaves behind is not fitted.
+        self.__dict__.pop("network_", None)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], ensure_min_samples=2)
         labelled = _labelled(y)
         codes, self.classes_ = _encode(y, labelled, self.classes)
@@ -141,7 +143,9 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         self._mean, self._scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.standardize:
             self._mean, spread = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
-            self._scale = np.where(spread > 0, spread, 1.0)
+            # The mean of a constant column is rounded: what is left of it is no scale to divide by.
+            rounding = len(X) * np.finfo(np.float64).eps * np.abs(self._mean)
+            self._scale = np.where(spread > rounding, spread, 1.0)
         rows = self._prepare(X).float()
         network = self._network(X.shape[1], seed)
 
@@ -174,10 +178,14 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         self.validation_curve_ = None if fit.validation_accuracy is None else fit.validation_accuracy[:, 0].tolist()
         self.best_epoch_ = None if fit.best_epoch is None else int(fit.best_epoch[0])
         # In double precision a row's prediction does not depend on the rows beside it.
-        self.network_ = fit.networks[0].cpu().double()
-        self.transduction_ = self.classes_[self._probabilities(X).argmax(1)]
+        network = fit.networks[0].cpu().double()
+        self.transduction_ = self.classes_[self._probabilities(X, network).argmax(1)]
         self.transduction_[labelled] = self.classes_[codes]
+        self.network_ = network
         return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network_")
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities (n, K) of the classes.
@@ -186,7 +194,8 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
             NotFittedError: before `fit`.
         """
         check_is_fitted(self)
-        return self._probabilities(np.asarray(validate_data(self, X, reset=False, dtype=[np.float64, np.float32])))
+        X = np.asarray(validate_data(self, X, reset=False, dtype=[np.float64, np.float32]))
+        return self._probabilities(X, self.network_)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Labels (n,)."""
@@ -216,7 +225,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         if not all(isinstance(label, bool | int | float | str) for label in labels[0]):
             raise TypeError(f"only number and text labels can be saved, got {labels[0][:5]}")
         settings = {name: value for name, value in self.get_params().items() if name not in ("classes", "random_state")}
-        settings |= {"variant": asdict(variant), "hidden_layer_sizes": list(self.hidden_layer_sizes)}
+        settings |= {"variant": asdict(variant), "hidden_layer_sizes": self._hidden()}
         if self.reconstruction_weights is not None:
             settings["reconstruction_weights"] = [float(weight) for weight in self.reconstruction_weights]
         about = {
@@ -274,7 +283,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         variant = settings.pop("variant")
         variant["hidden"] = tuple(variant["hidden"])
         self = cls(**settings, variant=LadderVariant(**variant))
-        self.hidden_layer_sizes = tuple(self.hidden_layer_sizes)
+        self.hidden_layer_sizes = tuple(self._hidden())
         self.classes_ = np.array(about["classes"], dtype=object if about["text"] == "O" else None)
         self.transduction_ = np.array(about["transduction"], dtype=self.classes_.dtype)
         self.n_features_in_ = int(about["features"])
@@ -290,7 +299,7 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _network(self, features: int, seed: int) -> LadderNetwork:
-        widths = [features, *self.hidden_layer_sizes, len(self.classes_)]
+        widths = [features, *self._hidden(), len(self.classes_)]
         weights = self.reconstruction_weights
         if weights is None and self.standardize:
             weights = [10.0, 1.0, *[0.1] * len(widths)][: len(widths)]
@@ -302,20 +311,25 @@ class LadderClassifier(ClassifierMixin, BaseEstimator):
             generator=seed,
         )
 
+    def _hidden(self) -> list[int]:
+        return np.atleast_1d(self.hidden_layer_sizes).tolist()
+
     def _epochs(self, rows: int) -> int:
         if self.epochs == "auto":
             steps = max(1, rows // min(self.batch_size, rows))
             return max(150, -(-_FEWEST_UPDATES // steps))
         if isinstance(self.epochs, str):
             raise ValueError(f"epochs is {self.epochs!r}; give a number or 'auto'")
+        if self.epochs % 1:
+            raise ValueError(f"epochs={self.epochs}: it must be a whole number, or 'auto'")
         return int(self.epochs)
 
     def _prepare(self, X: np.ndarray) -> torch.Tensor:
         return torch.from_numpy((X.astype(np.float64) - self._mean) / self._scale)
 
-    def _probabilities(self, X: np.ndarray) -> np.ndarray:
+    def _probabilities(self, X: np.ndarray, network: LadderNetwork) -> np.ndarray:
         with torch.no_grad():
-            parts = [self.network_(rows).softmax(1) for rows in self._prepare(X).split(_PREDICTED_ROWS)]
+            parts = [network(rows).softmax(1) for rows in self._prepare(X).split(_PREDICTED_ROWS)]
         return torch.cat(parts).numpy()
 
     def _warn_of_missing(self, labels: torch.Tensor) -> None:
@@ -357,6 +371,8 @@ def _encode(y: np.ndarray, labelled: np.ndarray, classes: ArrayLike | None) -> t
     names, codes = np.unique(given, return_inverse=True)
     if classes is not None:
         every = np.unique(np.asarray(classes))
+        if -1 in every.tolist():
+            raise ValueError(f"classes={every.tolist()} names -1, which means no label; give classes other numbers")
         if unknown := [name for name in names.tolist() if name not in every.tolist()]:
             raise ValueError(f"y holds {unknown[:5]}, which classes={every.tolist()} does not name")
         codes, names = np.searchsorted(every, names)[codes], every
