@@ -3,6 +3,7 @@
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 
 from mechanisms.robust.ladder import LadderNetwork
@@ -79,6 +80,16 @@ def test_a_stack_predicts_as_its_networks_do() -> None:
         one.update_statistics(x)
         torch.testing.assert_close(logits[index], one.eval()(x[:7]), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(back(x[:7]), one(x[:7]), rtol=1e-9, atol=1e-9)
+
+
+def test_a_stack_has_statistics_where_all_its_networks_have() -> None:
+    alone, x = networks("vanilla"), data()[2]
+    alone[0].update_statistics(x)
+    with pytest.raises(NotFittedError):
+        stack_ladders(alone).eval()(x)
+    for one in alone:
+        one.update_statistics(x)
+    torch.testing.assert_close(stack_ladders(alone).eval()(x)[2], alone[2].eval()(x))
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -189,6 +200,10 @@ def test_what_cannot_be_trained_or_stacked() -> None:
         ({"x_val": x_l}, "go together"),
         ({"device": "nowhere"}, "cannot be used"),
         ({"statistics": "some"}, "one of 'all', 'labelled'"),
+        ({"epochs": 1.5}, "epochs=1.5: it must be a whole number"),
+        ({"batch_size": 20.5}, "must be a whole number"),
+        ({"x_val": x_l, "y_val": y[:, None]}, r"y_val has shape \(12, 1\); expected \(12,\)"),
+        ({"x_val": x_l[:, :2], "y_val": y}, r"x_val has shape \(12, 2\)"),
     ):
         with pytest.raises(ValueError, match=text):
             train_ladders(given, x_l, y, x_u, **({"epochs": 1} | change))
@@ -196,6 +211,14 @@ def test_what_cannot_be_trained_or_stacked() -> None:
         train_ladders([], x_l, y, x_u)
     with pytest.raises(ValueError, match="1 row"):
         train_ladders(given, x_l[:1], y[:1], x_u, epochs=1, warn=False)
+    with pytest.raises(ValueError, match=r"x_unlabelled has 0 row\(s\)"):
+        train_ladders(given, x_l, y, x_u[:0], epochs=1)
+    with pytest.raises(ValueError, match=r"y has shape \(13,\); expected \(12,\)"):
+        train_ladders(given, x_l, torch.cat([y, y[:1]]), x_u, epochs=1)
+    with pytest.raises(ValueError, match="x_unlabelled has 1 of 300 values"):
+        train_ladders(given, x_l, y, torch.where(torch.arange(300).view(60, 5) == 7, torch.nan, x_u), epochs=1)
+    with pytest.raises(ValueError, match=r"x_labelled has shape \(3, 12, 5\)"):
+        train_ladders(given, x_l.expand(3, 12, 5), y, x_u, epochs=1)
     with pytest.raises(ValueError, match="network 1 differs from network 0"):
         stack_ladders([given[0], LadderNetwork([5, 3])])
     with pytest.raises(ValueError, match="at least one"):

@@ -22,12 +22,12 @@ def _lead(x: Tensor, shape: LevelShape) -> tuple[int, ...]:
     return (len(x), shape.channels) if x.dim() == 4 else tuple(x.shape)
 
 
-def check_inputs(x: Any, name: str, network: Any) -> None:
-    """An error unless these are examples for the network.
+def check_inputs(x: Any, name: str, network: Any, *, at_least: int = 0) -> None:
+    """An error unless these are examples for the network, and so many.
 
     Raises:
         TypeError: no tensor.
-        ValueError: a shape that does not fit.
+        ValueError: a shape that does not fit, fewer rows.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; give a tensor, as torch.as_tensor(...) makes one")
@@ -41,6 +41,28 @@ def check_inputs(x: Any, name: str, network: Any) -> None:
         if models is not None:
             expected += f" for all networks, or ({models}, n, {shape.channels})"
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
+    if (count := _count(x)) < at_least:
+        raise ValueError(f"{name} has {count} row(s); batch statistics need at least {at_least}, each part its own")
+
+
+def _count(x: Tensor) -> int:
+    return x.shape[-2 if x.dim() == 3 else 0]
+
+
+def check_labels(y: Any, name: str, x: Tensor, network: Any) -> None:
+    """An error unless these are labels of the rows x; their values are not looked at.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: a shape that does not fit, labels that are no integers.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"{name} is a {type(y).__name__}; give a tensor, as torch.as_tensor(...) makes one")
+    count = _count(x)
+    if tuple(y.shape) not in ((count,), (network.num_models, count)):
+        raise ValueError(f"{name} has shape {tuple(y.shape)}; expected ({count},), one label for each row")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"{name} has type {y.dtype}; expected integers from 0 to {network.num_classes - 1}")
 
 
 def check_batch(x_labelled: Any, y: Any, x_unlabelled: Any, network: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,22 +74,12 @@ def check_batch(x_labelled: Any, y: Any, x_unlabelled: Any, network: Any) -> tup
     """
     rows = []
     for x, name in ((x_labelled, "x_labelled"), (x_unlabelled, "x_unlabelled")):
-        check_inputs(x, name, network)
-        count = x.shape[-2 if x.dim() == 3 else 0]
-        if count < 2:
-            raise ValueError(f"{name} has {count} row(s); batch statistics need at least 2, each part its own")
+        check_inputs(x, name, network, at_least=2)
         one = rows_of(x, network.shapes[0])
         if network.num_models is not None and one.dim() == 2:
             one = one.expand(network.num_models, *one.shape)
         rows.append(one)
-    count = x_labelled.shape[-2 if x_labelled.dim() == 3 else 0]
-    if not isinstance(y, Tensor):
-        raise TypeError(f"y is a {type(y).__name__}; give a tensor, as torch.as_tensor(...) makes one")
-    models = network.num_models
-    if tuple(y.shape) not in ((count,), (models, count)):
-        raise ValueError(f"y has shape {tuple(y.shape)}; expected ({count},), one label for each labelled row")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"y has type {y.dtype}; expected integers from 0 to {network.num_classes - 1}")
+    check_labels(y, "y", x_labelled, network)
     # On an accelerator looking at the values would wait for it; there the gather below refuses them.
     if y.device.type == "cpu" and not torch.compiler.is_compiling():
         least, most = int(y.min()), int(y.max())

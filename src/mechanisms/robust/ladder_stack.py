@@ -76,6 +76,7 @@ def stack_ladders(networks: Sequence[LadderNetwork]) -> LadderNetwork:
     if (obstacle := _obstacle(networks)) is not None:
         raise ValueError(obstacle)
     stack = copy.deepcopy(networks[0])
+    stack._has_statistics = all(network._has_statistics for network in networks)
     for level, combinator in stack.combinators.items():
         if not getattr(combinator, "stackable", False):
             stack.combinators[level] = _Mapped([network.combinators[level] for network in networks])

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from mechanisms._base.device import resolve_device
 from mechanisms._base.seeds import torch_generator
-from mechanisms._base.validation import check_choice, check_number
+from mechanisms._base.validation import as_finite, check_choice, check_number
+from mechanisms.robust._ladder_rows import check_inputs, check_labels
 from mechanisms.robust.ladder import LadderNetwork
 from mechanisms.robust.ladder_stack import can_stack_ladders, stack_ladders, unstack_ladders
 
@@ -101,7 +102,8 @@ def train_ladders(
         warn: whether to warn of classes without labelled rows.
 
     Raises:
-        ValueError: shapes and labels that do not fit, fewer than two rows in a part, numbers out of range.
+        ValueError: shapes and labels that do not fit, fewer than two rows in a part, numbers out of range, inputs that
+            are infinite or not a number.
 
     Warns:
         UserWarning: a class without labelled rows; the message names it.
@@ -124,10 +126,10 @@ def train_ladders(
     if (x_val is None) != (y_val is None):
         raise ValueError("x_val and y_val go together; give both or neither")
     data = _Data(
-        x_labelled.to(place),
+        as_finite(x_labelled, "x_labelled").to(place),
         y.to(place),
-        x_unlabelled.to(place),
-        None if x_val is None else x_val.to(place),
+        as_finite(x_unlabelled, "x_unlabelled").to(place),
+        None if x_val is None else as_finite(x_val, "x_val").to(place),
         None if y_val is None else y_val.to(place),
     )
     if warn and (missing := missing_classes(y, networks[0].num_classes)):
@@ -177,15 +179,20 @@ class _Plan:
 def _plan(
     epochs: int, batch_size: int, labelled: int | None, lr: float | int, decay_from: float | int, statistics: str
 ) -> _Plan:
-    check_number(epochs, "epochs", at_least=1)
-    check_choice(statistics, "statistics", ("all", "labelled"))
-    check_number(batch_size, "batch_size", at_least=2)
-    if labelled is not None:
-        check_number(labelled, "labelled_batch_size", at_least=2)
-    rate = check_number(lr, "lr", above=0)
     return _Plan(
-        epochs, batch_size, labelled, rate, check_number(decay_from, "decay_from", at_least=0, at_most=1), statistics
+        _whole(epochs, "epochs", 1),
+        _whole(batch_size, "batch_size", 2),
+        None if labelled is None else _whole(labelled, "labelled_batch_size", 2),
+        check_number(lr, "lr", above=0),
+        check_number(decay_from, "decay_from", at_least=0, at_most=1),
+        check_choice(statistics, "statistics", ("all", "labelled")),
     )
+
+
+def _whole(value: int, name: str, at_least: int) -> int:
+    if (number := check_number(value, name, at_least=at_least)) % 1:
+        raise ValueError(f"{name}={value}: it must be a whole number")
+    return int(number)
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,15 @@ class _Data:
             None if self.x_val is None else pick(self.x_val, 3),
             None if self.y_val is None else pick(self.y_val, 2),
         )
+
+    def check(self, network: LadderNetwork) -> None:
+        """An error unless the network, or the stack, can be trained on these."""
+        check_inputs(self.x_labelled, "x_labelled", network, at_least=2)
+        check_inputs(self.x_unlabelled, "x_unlabelled", network, at_least=2)
+        check_labels(self.y, "y", self.x_labelled, network)
+        if self.x_val is not None and self.y_val is not None:
+            check_inputs(self.x_val, "x_val", network, at_least=1)
+            check_labels(self.y_val, "y_val", self.x_val, network)
 
 
 class _Rows:
@@ -289,6 +305,7 @@ def _train(
     watch: Callable[[int, LadderNetwork], None],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Train in place; the curves of `LadderFit`."""
+    data.check(network)
     network.train()
     models = network.num_models
     labelled_size = plan.labelled_batch_size or _LABELLED
