@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mechanisms.robust import _ladder_kernels as kernels
+from mechanisms.robust._ladder_levels import normalise
 from mechanisms.robust.ladder import LadderNetwork
 from mechanisms.robust.ladder_combinators import COMBINATORS
 from mechanisms.robust.ladder_layers import ConvLayer, DenseLayer, LevelShape, PoolLayer
@@ -108,6 +109,23 @@ def test_gradients_of_the_whole_network(name: str, fused: bool) -> None:
         return network.losses(x[:4], torch.tensor([0, 1, 0, 1]), x[4:], noise=noise).total
 
     assert torch.autograd.gradcheck(total, tuple(p.detach().requires_grad_() for p in parameters.values()))
+
+
+def test_noise_has_a_gradient_with_and_without_kernels() -> None:
+    x_l, y, x_u = batch()
+    grads = []
+    for fused in (True, False):
+        network = LadderNetwork(WIDTHS, generator=0, dtype=torch.float64, fused=fused)
+        noise = [one.requires_grad_() for one in normal(network, 23)]
+        grads.append(torch.autograd.grad(network.losses(x_l, y, x_u, noise=noise).total, noise))
+    for one, other in zip(*grads, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_so_many_rows_that_one_sum_would_lose_digits() -> None:
+    x = torch.randn(1_000_000, 2, generator=torch.Generator().manual_seed(0)) + 3
+    torch.testing.assert_close(normalise(x).double(), normalise(x.double()), rtol=1e-5, atol=1e-5)
 
 
 def test_without_noise_the_noisy_run_is_the_clean_one_bit_for_bit() -> None:
@@ -251,6 +269,19 @@ def test_layers_go_up_and_come_down_to_the_same_shape() -> None:
         h = layer.up(below, numbers)(torch.randn(2 * below.positions, below.channels))
         assert h.shape == (2 * above.positions, above.channels)
         assert layer.down(below, numbers)(h).shape == (2 * below.positions, below.channels)
+
+
+@pytest.mark.parametrize(("sides", "size"), [((7, 7), 2), ((9, 7), 3), ((6, 8), 2), ((5, 4), None)])
+def test_the_way_back_from_pooling_gives_each_cell_its_squares_value(sides: tuple[int, int], size: int | None) -> None:
+    below, layer, numbers = LevelShape(3, *sides), PoolLayer(size), torch.Generator().manual_seed(0)
+    h = torch.randn(2 * layer.shape(below).positions, 3, generator=numbers)
+    back = layer.down(below, numbers)(h)
+    for kind in ("max", "mean"):
+        torch.testing.assert_close(PoolLayer(size, kind).up(below, numbers)(back), h)
+    # Cells at the far edge outside of all squares have the value beside them.
+    image = back.view(2, *sides, 3)
+    if sides[1] % (size or 1):
+        assert torch.equal(image[:, :, -1], image[:, :, -2])
 
 
 def test_first_weights_have_variance_one_over_fan_in() -> None:
@@ -419,6 +450,7 @@ def test_networks_that_cannot_be(arguments: dict, text: str) -> None:
         ({"y": torch.full((9,), 4)}, "from 4 to 4; expected 0 to 3"),
         ({"noise": [torch.zeros(23, 7)]}, "1 tensors for 4 levels"),
         ({"noise": [torch.zeros(20, 7)] * 4}, r"noise\[0\] has shape \(20, 7\)"),
+        ({"noise": [torch.zeros(2, 23, 7)] * 4}, r"noise\[0\] has shape \(2, 23, 7\)"),
     ],
 )
 def test_batches_that_cannot_be(change: dict, text: str) -> None:
@@ -426,6 +458,24 @@ def test_batches_that_cannot_be(change: dict, text: str) -> None:
     given = {"x_labelled": x_l, "y": y, "x_unlabelled": x_u} | change
     with pytest.raises((ValueError, TypeError), match=text):
         LadderNetwork(WIDTHS).losses(**given)
+
+
+@pytest.mark.user_input
+@pytest.mark.parametrize("fused", [True, False])
+def test_parts_of_the_users_own_that_give_other_sizes(fused: bool) -> None:
+    class Narrow(nn.Module):
+        def forward(self, z: Tensor, u: Tensor) -> Tensor:
+            return z[:, :1]
+
+    class Lying(DenseLayer):
+        def up(self, below: LevelShape, generator: torch.Generator) -> nn.Module:
+            return nn.Linear(below.size, self.width - 1)
+
+    rows = batch(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"combinator of level 3 returned shape \(14, 1\)"):
+        LadderNetwork(WIDTHS, combinator=lambda size, settings: Narrow(), fused=fused).losses(*rows)
+    with pytest.raises(ValueError, match=r"shape \(37, 5\); its `shape` promised \(37, 6\)"):
+        LadderNetwork([7, Lying(6), 4], fused=fused).losses(*rows)
 
 
 @pytest.mark.user_input

@@ -69,6 +69,22 @@ def test_kernels_agree_with_plain_operations(name: str, width: int, dtype: torch
         torch.testing.assert_close(one, other, rtol=exact, atol=exact * float(other.abs().max().clamp_min(1)))
 
 
+@pytest.mark.parametrize("name", ["vanilla", "mlp", "amlp"])
+def test_values_of_several_batches_go_through_one_combinator(name: str) -> None:
+    combinator = shaken(make_combinator(name, 3)).double()
+    z, u = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    torch.testing.assert_close(combinator(z, u), torch.stack([combinator(*one) for one in zip(z, u, strict=True)]))
+
+
+@pytest.mark.user_input
+@pytest.mark.parametrize("name", ["vanilla", "amlp"])
+def test_values_of_other_units_are_refused(name: str) -> None:
+    combinator = make_combinator(name, 3)
+    for z, u in ((torch.zeros(5, 4), torch.zeros(5, 4)), (torch.zeros(5, 3), torch.zeros(4, 3))):
+        with pytest.raises(RuntimeError):
+            combinator(z, u)
+
+
 def test_large_values_saturate_and_nan_stays() -> None:
     z = torch.tensor([[-1e4], [1e4], [float("nan")]])
     out = VanillaCombinator(1)(z, torch.zeros(3, 1))

@@ -24,6 +24,7 @@ SOURCE = Path(__file__).with_name("ladder.c")
 DEFINES = {torch.float32: ("-DREAL=float",), torch.float64: ("-DREAL=double", "-DDOUBLE")}
 FEW = 4  # threads up to which one call of C outruns torch's many operations shared between them
 SMALL = 1 << 17  # numbers of a level up to which more threads do not pay
+MANY = 1 << 17  # rows up to which one sum in single precision is good to four digits and more; torch sums in parts
 DEEP, WIDE = 4, 8  # what ladder.c takes of a perceptron
 _local = threading.local()  # of each thread: whether the kernels are switched off
 
@@ -52,6 +53,8 @@ def usable(*tensors: Tensor) -> bool:
         return False
     if first.numel() > SMALL and torch.get_num_threads() > FEW:
         return False
+    if first.dim() > 1 and first.shape[-2] > MANY:
+        return False
     if first.numel() == 0 or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     try:
@@ -59,6 +62,17 @@ def usable(*tensors: Tensor) -> bool:
     except CannotCompile:
         return False
     return True
+
+
+def fit(z: Tensor, u: Tensor, own: tuple[int, ...]) -> bool:
+    """Whether z and u (..., n, d) are of one shape, with parameters for each model and unit: those have `own` (..., d).
+
+    The kernels read as much as z says there is; other shapes are left to torch, which broadcasts or refuses them.
+
+    >>> fit(torch.ones(4, 5, 2), torch.ones(4, 5, 2), (2,))
+    False
+    """
+    return z.dim() > 1 and z.shape == u.shape and (*z.shape[:-2], z.shape[-1]) == tuple(own)
 
 
 def perceptron_fits(weights: Sequence[Tensor]) -> bool:

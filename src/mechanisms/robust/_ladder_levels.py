@@ -59,9 +59,17 @@ def normalise_level(
         beta: shift.
         ends: where the one or three segments end.
         relu: whether negative values become 0.
+
+    Raises:
+        ValueError: the map's output is of another size; a layer of the user's own may give that.
     """
     pre = full(pre)
-    if kernels.usable(pre, beta, *(() if noise is None else (noise,))):
+    expected = (*beta.shape[:-1], ends[-1], beta.shape[-1])
+    if tuple(pre.shape) != expected:
+        raise ValueError(f"a layer gave values of shape {tuple(pre.shape)}; its `shape` promised {expected}")
+    # The kernels know no gradient of the noise.
+    fixed = noise is None or not noise.requires_grad
+    if fixed and kernels.usable(pre, beta, *(() if noise is None else (noise,))):
         return Level(*kernels.Normalise.apply(pre, noise, beta, ends, relu, EPSILON))
     bounds = (0, *ends)
     parts = [pre[..., first:end, :] for first, end in zip(bounds, ends, strict=False)]

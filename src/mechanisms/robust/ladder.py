@@ -334,6 +334,11 @@ class LadderNetwork(nn.Module):
             assert lateral is not None
             assert target is not None
             guess = combinator(lateral, normalise(below) if getattr(combinator, "needs_vertical", True) else lateral)
+            if guess.shape != lateral.shape:
+                raise ValueError(
+                    f"the combinator of level {level} returned shape {tuple(guess.shape)} for values of shape "
+                    f"{tuple(lateral.shape)}; expected the same shape"
+                )
             if self._costed[level]:
                 if self.detach_clean:
                     target, scale = target.detach(), None if scale is None else scale.detach()
@@ -356,7 +361,8 @@ class LadderNetwork(nn.Module):
             if len(given) != len(self.shapes):
                 raise ValueError(f"noise has {len(given)} tensors for {len(self.shapes)} levels, inputs included")
             for level, (one, shape) in enumerate(zip(given, self.shapes, strict=True)):
-                if one.dim() < 2 or one.shape[-2] < rows * shape.positions or one.shape[-1] != shape.channels:
+                fits = one.dim() > 1 and one.shape[-2] >= rows * shape.positions and one.shape[-1] == shape.channels
+                if not fits or one.shape[:-2] not in ((), like.shape[:-2]):
                     raise ValueError(
                         f"noise[{level}] has shape {tuple(one.shape)}; expected "
                         f"({rows * shape.positions}, {shape.channels})"

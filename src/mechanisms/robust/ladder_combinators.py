@@ -125,7 +125,8 @@ class VanillaCombinator(nn.Module):
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         """Denoised values (..., n, d) from lateral and vertical ones."""
-        if kernels.usable(z, u, self.weight):
+        own = (*self.weight.shape[:-2], self.weight.shape[-1])
+        if kernels.fit(z, u, own) and kernels.usable(z, u, self.weight):
             return kernels.Vanilla.apply(z, u, self.weight, self._places)
         rows = self.weight.unsqueeze(-2).unbind(-3)
         b0, w0z, w0u, w0zu, ws, b1, w1z, w1u, w1zu = (None if p < 0 else rows[p] for p in self._places)
@@ -216,8 +217,10 @@ class PerceptronCombinator(nn.Module):
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         """Denoised values (..., n, d) from lateral and vertical ones."""
-        if kernels.usable(z, u, *self.weights, *self.biases) and kernels.perceptron_fits(tuple(self.weights)):
-            return kernels.Perceptron.apply(z, u, self.augmented, *self.weights, *self.biases)
+        weights = tuple(self.weights)
+        small = kernels.fit(z, u, weights[0].shape[:-2]) and kernels.perceptron_fits(weights)
+        if small and kernels.usable(z, u, *weights, *self.biases):
+            return kernels.Perceptron.apply(z, u, self.augmented, *weights, *self.biases)
         hidden = torch.stack((u, z, u * z) if self.augmented else (u, z), -1).transpose(-3, -2)
         last = len(self.weights) - 1
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):

@@ -15,6 +15,7 @@ statistics, combinators and costs are the same for images and for vectors. Shape
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -187,7 +188,7 @@ class PoolLayer:
 
     def down(self, below: LevelShape, generator: torch.Generator) -> nn.Module:
         """The spreading; it has no weights."""
-        return _Spreading(below, self.shape(below))
+        return _Spreading(self._sides(below), below, self.shape(below))
 
 
 def as_layer(layer: Any) -> Layer:
@@ -199,8 +200,8 @@ def as_layer(layer: Any) -> Layer:
     >>> as_layer(3)
     DenseLayer(width=3)
     """
-    if isinstance(layer, int) and not isinstance(layer, bool):
-        return DenseLayer(layer)
+    if isinstance(layer, Integral) and not isinstance(layer, bool):
+        return DenseLayer(int(layer))
     if isinstance(layer, type) or not isinstance(layer, Layer):
         raise TypeError(
             f"a layer is {layer!r}; give a width, or a layer such as ConvLayer(32, 3) with the methods shape, up, down"
@@ -217,10 +218,11 @@ def as_input(shape: Any) -> LevelShape:
     >>> as_input((1, 28, 28)).positions
     784
     """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, tuple | list) else ()
-    if len(sizes) not in (1, 3) or not all(type(size) is int and size > 0 for size in sizes):
+    sizes = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+    whole = all(isinstance(size, Integral) and not isinstance(size, bool) and int(size) > 0 for size in sizes)
+    if len(sizes) not in (1, 3) or not whole:
         raise ValueError(f"widths start with {shape!r}; expected a number of features, or (channels, height, width)")
-    return LevelShape(*sizes)
+    return LevelShape(*map(int, sizes))
 
 
 class _Product(nn.Module):
@@ -282,13 +284,17 @@ class _Pooling(nn.Module):
 
 
 class _Spreading(nn.Module):
-    def __init__(self, below: LevelShape, above: LevelShape) -> None:
+    def __init__(self, sides: tuple[int, int], below: LevelShape, above: LevelShape) -> None:
         super().__init__()
-        self._below, self._above = below, above
+        self._sides, self._above = sides, above
+        # Cells at the far edge that no square covers get the value of the nearest one.
+        height, width = (whole - side * many for whole, side, many in zip(below[1:], sides, above[1:], strict=True))
+        self._rest = (0, width, 0, height)
 
     def forward(self, h: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows_out channels"]:
-        size = (self._below.height, self._below.width)
-        return _as_rows(F.interpolate(_as_images(h, self._above), size, mode="nearest"))
+        height, width = self._sides
+        images = _as_images(h, self._above).repeat_interleave(height, 2).repeat_interleave(width, 3)
+        return _as_rows(F.pad(images, self._rest, mode="replicate") if any(self._rest) else images)
 
 
 def _as_images(h: Tensor, shape: LevelShape) -> Tensor:
