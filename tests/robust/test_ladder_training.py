@@ -92,6 +92,27 @@ def test_a_stack_has_statistics_where_all_its_networks_have() -> None:
     torch.testing.assert_close(stack_ladders(alone).eval()(x)[2], alone[2].eval()(x))
 
 
+def test_a_users_combinator_keeps_its_buffers_type_and_mode_in_a_stack() -> None:
+    class Masked(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.scale, self.drop = nn.Linear(size, size), nn.Dropout(1.0)
+            self.register_buffer("mask", torch.arange(size) * 1.0, persistent=False)
+
+        def forward(self, z: Tensor, u: Tensor) -> Tensor:
+            return self.drop(self.scale(z) * self.mask + u)
+
+    alone = [LadderNetwork(WIDTHS, combinator=lambda size, _: Masked(size), generator=seed).eval() for seed in (0, 1)]
+    stack = stack_ladders(alone).train().double()
+    x = data()[2]
+    values = stack.combinators["0"](x.expand(2, -1, -1), x.expand(2, -1, -1))
+    assert not values.any()  # with this dropout nothing is left while training
+    for one, back in zip(alone, unstack_ladders(stack), strict=True):
+        assert torch.equal(back.combinators["0"].mask, one.combinators["0"].mask.double())
+        assert torch.equal(back.combinators["0"].scale.weight, one.combinators["0"].scale.weight.double())
+        assert back.combinators["0"].training
+
+
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("name", ["vanilla", "amlp-2-2-2", "baseline-noise"])
 def test_training_does_not_depend_on_what_trains_beside(name: str, own: bool) -> None:

@@ -39,6 +39,8 @@ class _Mapped(nn.Module):
 
     def forward(self, z: Tensor, u: Tensor) -> Tensor:
         state = {name: getattr(self, own) for name, own in self._names.items()}
+        if self.template[0].training != self.training:
+            self.template[0].train(self.training)
 
         def one(state: dict[str, Tensor], z: Tensor, u: Tensor) -> Tensor:
             return functional_call(self.template[0], state, (z, u))
@@ -47,8 +49,13 @@ class _Mapped(nn.Module):
 
     def extract(self, index: int) -> nn.Module:
         """One combinator by itself."""
-        alone = copy.deepcopy(self.template[0])
-        alone.load_state_dict({name: getattr(self, own)[index] for name, own in self._names.items()})
+        alone = copy.deepcopy(self.template[0]).train(self.training)
+        for path, module in alone.named_modules():
+            # Replaced, not copied into: the stack may have moved to another device or type, the template has not.
+            begin = f"{path}." if path else ""
+            _replace_state(
+                module, lambda name, begin=begin: getattr(self, self._names[begin + name])[index].detach().clone()
+            )
         return alone
 
 
