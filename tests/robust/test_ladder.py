@@ -320,6 +320,29 @@ def test_statistics_of_labelled_batches_are_averages_of_unbiased_ones() -> None:
     torch.testing.assert_close(network.variance_2, second.var(1).mean(0), rtol=1e-9, atol=1e-9)
 
 
+def test_an_interrupted_update_leaves_no_statistics() -> None:
+    network, x = LadderNetwork(WIDTHS, generator=0), batch(dtype=torch.float32)[2]
+    network.update_statistics(x)
+
+    class Interrupted:
+        begun = 0
+
+        def __iter__(self):
+            self.begun += 1
+            if self.begun == 2:
+                raise KeyboardInterrupt
+            yield x + 1
+
+    with pytest.raises(KeyboardInterrupt):
+        network.update_statistics(Interrupted())
+    for one in (network, copy.deepcopy(network)):
+        with pytest.raises(NotFittedError):
+            one.eval()(x)
+    network.load_state_dict(network.state_dict())
+    with pytest.raises(NotFittedError):
+        network(x)
+
+
 def test_a_state_dict_keeps_predictions_and_that_there_are_statistics() -> None:
     network, other = (LadderNetwork(WIDTHS, generator=seed) for seed in (0, 1))
     x = batch(dtype=torch.float32)[2]

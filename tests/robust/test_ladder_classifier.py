@@ -190,6 +190,7 @@ def test_files_that_are_none(tmp_path) -> None:
         ({"variant": "best"}, "must be one of 'vanilla'"),
         ({"epochs": "many"}, "give a number or 'auto'"),
         ({"validation_fraction": 1.5}, "between 0 and 1"),
+        ({"validation_fraction": 0.5, "y": np.r_[0, 1, 2, np.full(147, -1)]}, "every class has one only"),
         ({"reconstruction_weights": (1, 2)}, "2 values for 3 levels"),
         ({"X": np.full((150, 4), np.nan)}, "NaN"),
         ({"device": "nowhere"}, "cannot be used"),

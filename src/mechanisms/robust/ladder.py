@@ -264,7 +264,10 @@ class LadderNetwork(nn.Module):
         if isinstance(loader, Iterator):
             raise ValueError("loader can be gone through once; give a DataLoader, a list of batches, or one tensor")
         rows = 0
+        # Half of the levels with new statistics and half with old ones, after an interruption, would predict silently.
+        self._has_statistics = False
         with torch.no_grad():
+            self.statistics_rows.zero_()
             for level in range(1, len(self.shapes)):
                 rows, mean, variance = self._moments(loader, level, fixed=statistics == "all")
                 getattr(self, f"mean_{level}").copy_(mean)

@@ -394,4 +394,8 @@ def _split(labelled: np.ndarray, codes: np.ndarray, fraction: float, seed: int) 
         members = generator.permutation(labelled[codes == code])
         held.append(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
     chosen = np.sort(np.concatenate(held))
+    if len(chosen) == 0:
+        raise ValueError(
+            "validation_fraction holds out labelled rows, and every class has one only; label more or leave it None"
+        )
     return np.setdiff1d(labelled, chosen), chosen
