@@ -1,10 +1,14 @@
 """What users give a ladder network: checked, and as rows of numbers in the precision that statistics are taken in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from mechanisms._base.seeds import torch_generator
+from mechanisms.robust._ladder_levels import full
 from mechanisms.robust.ladder_layers import LevelShape
 
 
@@ -89,3 +93,43 @@ def check_batch(x_labelled: Any, y: Any, x_unlabelled: Any, network: Any) -> tup
                 "often marked -1, belong in x_unlabelled)"
             )
     return rows[0], y.long(), rows[1]
+
+
+def scaled_noise(
+    network: Any,
+    given: Sequence[Tensor] | None,
+    generator: torch.Generator | int | None,
+    like: Float[Tensor, "*models rows units"],
+    rows: int,
+) -> list[Tensor | None]:
+    """Noise of each level for so many rows, given or drawn, scaled; None where there is none.
+
+    Raises:
+        ValueError: given noise of another shape.
+    """
+    if given is not None:
+        if len(given) != len(network.shapes):
+            raise ValueError(f"noise has {len(given)} tensors for {len(network.shapes)} levels, inputs included")
+        for level, (one, shape) in enumerate(zip(given, network.shapes, strict=True)):
+            fits = one.dim() > 1 and one.shape[-2] >= rows * shape.positions and one.shape[-1] == shape.channels
+            if not fits or one.shape[:-2] not in ((), like.shape[:-2]):
+                raise ValueError(
+                    f"noise[{level}] has shape {tuple(one.shape)}; expected "
+                    f"({rows * shape.positions}, {shape.channels})"
+                )
+    source = torch_generator(generator, "noise", like.device) if isinstance(generator, int) else generator
+    noise: list[Tensor | None] = []
+    std = full(network.noise_std)
+    for level, (shape, noisy) in enumerate(zip(network.shapes, network._noisy, strict=True)):
+        if not noisy:
+            noise.append(None)
+            continue
+        size = rows * shape.positions
+        if given is not None:
+            drawn = given[level][..., :size, :]
+        else:
+            shape_drawn = (*like.shape[:-2], size, shape.channels)
+            drawn = torch.randn(shape_drawn, generator=source, device=like.device, dtype=like.dtype)
+        # Contiguous when scaled: rows of what was drawn for several networks at once are not.
+        noise.append(drawn * std[..., level, None, None])
+    return noise

@@ -37,7 +37,7 @@ from mechanisms._base.seeds import RandomState, as_seed, torch_generator
 from mechanisms._base.validation import check_choice, check_number
 from mechanisms.robust import _ladder_kernels as kernels
 from mechanisms.robust._ladder_levels import EPSILON, full, normalise, normalise_level, reconstruction_cost
-from mechanisms.robust._ladder_rows import check_batch, check_inputs, rows_of
+from mechanisms.robust._ladder_rows import check_batch, check_inputs, rows_of, scaled_noise
 from mechanisms.robust.ladder_combinators import CombinatorSettings, Maker, make_combinator
 from mechanisms.robust.ladder_layers import Layer, as_input, as_layer
 
@@ -236,7 +236,7 @@ class LadderNetwork(nn.Module):
         with contextlib.nullcontext() if self.fused else kernels.plain_operations():
             if self._lowest == len(self.shapes):
                 unlabelled, others = unlabelled[..., :0, :], 0
-            drawn = self._noise(noise, generator, labelled, count, others)
+            drawn = scaled_noise(self, noise, generator, labelled, count + others)
             return self._losses(labelled, y, unlabelled, drawn, count, others)
 
     def update_statistics(self, loader: Tensor | Iterable[Any], *, statistics: str = "all") -> None:
@@ -349,43 +349,6 @@ class LadderNetwork(nn.Module):
             if str(level - 1) in self.down:
                 below = self.down[str(level - 1)](guess)
         return costs
-
-    def _noise(
-        self,
-        given: Sequence[Tensor] | None,
-        generator: torch.Generator | int | None,
-        like: Float[Tensor, "*models rows units"],
-        count: int,
-        others: int,
-    ) -> list[Tensor | None]:
-        """Noise of each level, scaled; None where there is none."""
-        rows = count + others
-        if given is not None:
-            if len(given) != len(self.shapes):
-                raise ValueError(f"noise has {len(given)} tensors for {len(self.shapes)} levels, inputs included")
-            for level, (one, shape) in enumerate(zip(given, self.shapes, strict=True)):
-                fits = one.dim() > 1 and one.shape[-2] >= rows * shape.positions and one.shape[-1] == shape.channels
-                if not fits or one.shape[:-2] not in ((), like.shape[:-2]):
-                    raise ValueError(
-                        f"noise[{level}] has shape {tuple(one.shape)}; expected "
-                        f"({rows * shape.positions}, {shape.channels})"
-                    )
-        source = torch_generator(generator, "noise", like.device) if isinstance(generator, int) else generator
-        noise: list[Tensor | None] = []
-        std = full(self.noise_std)
-        for level, (shape, noisy) in enumerate(zip(self.shapes, self._noisy, strict=True)):
-            if not noisy:
-                noise.append(None)
-                continue
-            size = rows * shape.positions
-            if given is not None:
-                drawn = given[level][..., :size, :]
-            else:
-                shape_drawn = (*like.shape[:-2], size, shape.channels)
-                drawn = torch.randn(shape_drawn, generator=source, device=like.device, dtype=like.dtype)
-            # Contiguous when scaled: rows of what was drawn for several networks at once are not.
-            noise.append(drawn * std[..., level, None, None])
-        return noise
 
     # --- the clean run -------------------------------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from mechanisms._base.device import resolve_device
-from mechanisms._base.seeds import torch_generator
 from mechanisms._base.validation import as_finite, check_choice, check_number
+from mechanisms.robust._ladder_batches import Noise, Rows
 from mechanisms.robust._ladder_rows import check_inputs, check_labels
 from mechanisms.robust.ladder import LadderNetwork
 from mechanisms.robust.ladder_stack import can_stack_ladders, stack_ladders, unstack_ladders
@@ -227,75 +227,6 @@ class _Data:
             check_labels(self.y_val, "y_val", self.x_val, network)
 
 
-class _Rows:
-    """Batches of rows, an order for each distinct seed, gathered for each network."""
-
-    def __init__(self, x: Tensor, y: Tensor | None, size: int, seeds: list[int], name: str, models: int | None) -> None:
-        self._own = models is not None and x.dim() == 3
-        self._x, self._y, self.count = x, y, x.shape[1] if self._own else len(x)
-        self.size = min(size, self.count)
-        self._distinct = sorted(set(seeds))
-        self._which = torch.tensor([self._distinct.index(seed) for seed in seeds])
-        self._generators = [torch_generator(seed, name) for seed in self._distinct]
-        self._models = models
-        self._device = x.device
-        self._queue = torch.empty(len(self._distinct), 0, dtype=torch.int64)
-        self._waiting: list[Tensor] = []
-
-    def epoch(self, steps: int, *, fresh: bool) -> None:
-        """Draw the orders of the next steps; `fresh` begins a new pass even if the last one has rows left."""
-        needed = steps * self.size
-        queue = self._queue[:, :0] if fresh else self._queue
-        while queue.shape[1] < needed:
-            orders = [torch.randperm(self.count, generator=generator) for generator in self._generators]
-            queue = torch.cat([queue, torch.stack(orders)], 1)
-        rows = queue[self._which, :needed]
-        self._queue = queue[:, needed:]
-        if self._own:
-            rows = rows + torch.arange(len(rows)).unsqueeze(1) * self.count
-        # One copy to the device for the whole epoch.
-        self._waiting = list(rows.to(self._device).split(self.size, 1))[::-1]
-
-    def next(self) -> tuple[Tensor, Tensor | None]:
-        """Inputs and labels of the next step."""
-        rows = self._waiting.pop()
-        if self._models is None:
-            return self._x[rows[0]], None if self._y is None else self._y[rows[0]]
-        flat = self._x.flatten(0, 1) if self._own else self._x
-        x = flat.index_select(0, rows.flatten()).view(*rows.shape, -1)
-        if self._y is None:
-            return x, None
-        if self._y.dim() == 1:
-            labels = self._y[rows % self.count]
-        else:
-            labels = self._y.gather(1, rows % self.count)
-        return x, labels
-
-
-class _Noise:
-    """Standard normal numbers of each level, from a stream for each distinct seed."""
-
-    def __init__(self, network: LadderNetwork, seeds: list[int], rows: int, device: torch.device) -> None:
-        distinct = sorted(set(seeds))
-        self._generators = [torch_generator(seed, "noise", device) for seed in distinct]
-        self._which = None
-        if network.num_models is not None and seeds != distinct:
-            self._which = torch.tensor([distinct.index(seed) for seed in seeds], device=device)
-        self._alone = network.num_models is None
-        self._shapes = [(rows * shape.positions, shape.channels) for shape in network.shapes]
-        dtype = torch.float64 if network.gamma.dtype == torch.float64 else torch.float32
-        self._flat = torch.empty(len(distinct), sum(n * d for n, d in self._shapes), device=device, dtype=dtype)
-
-    def draw(self) -> list[Tensor]:
-        """Numbers of all levels, models in front; the memory is used again by the next call."""
-        for row, generator in zip(self._flat, self._generators, strict=True):
-            row.normal_(generator=generator)
-        flat = self._flat if self._which is None else self._flat.index_select(0, self._which)
-        parts = flat.split([n * d for n, d in self._shapes], 1)
-        drawn = [part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
-        return [one[0] for one in drawn] if self._alone else drawn
-
-
 def _train(
     network: LadderNetwork,
     data: _Data,
@@ -309,12 +240,12 @@ def _train(
     network.train()
     models = network.num_models
     labelled_size = plan.labelled_batch_size or _LABELLED
-    labelled = _Rows(data.x_labelled, data.y, labelled_size, seeds, "labelled batches", models)
-    unlabelled = _Rows(data.x_unlabelled, None, plan.batch_size, seeds, "batches", models)
+    labelled = Rows(data.x_labelled, data.y, labelled_size, seeds, "labelled batches", models)
+    unlabelled = Rows(data.x_unlabelled, None, plan.batch_size, seeds, "batches", models)
     steps = max(1, unlabelled.count // unlabelled.size)
     # Without a decoder the unlabelled rows are not looked at, and their noise is not drawn.
     decoded = network._lowest < len(network.shapes)
-    noise = _Noise(network, seeds, labelled.size + (unlabelled.size if decoded else 0), network.gamma.device)
+    noise = Noise(network, seeds, labelled.size + (unlabelled.size if decoded else 0), network.gamma.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=plan.lr, fused=network.gamma.device.type in ("cpu", "cuda"))
     curve, best = [], None
     for epoch in range(plan.epochs):
