@@ -1,10 +1,32 @@
-"""The ladder network as the paper writes it, one pass after the other, for tests to compare with."""
+"""The ladder network as the paper writes it, one pass after the other, for tests to compare with; their data."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mechanisms.robust.ladder import LadderLoss, LadderNetwork
+
+WIDTHS = [7, 21, 18, 4]
+
+
+def batch(labelled: int = 9, unlabelled: int = 14, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    numbers = torch.Generator().manual_seed(1)
+    x = torch.randn(labelled + unlabelled, 7, generator=numbers, dtype=dtype)
+    return x[:labelled], torch.arange(labelled) % 4, x[labelled:]
+
+
+def normal(network: LadderNetwork, rows: int, seed: int = 3) -> list[Tensor]:
+    numbers = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows * s.positions, s.channels, generator=numbers).double() for s in network.shapes]
+
+
+def shaken(network: LadderNetwork, seed: int = 4) -> LadderNetwork:
+    """No parameter at a value where terms vanish."""
+    numbers = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=numbers, dtype=torch.float64).to(p.dtype))
+    return network
 
 
 def normalised(values: Tensor, labelled: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,40 +8,12 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mechanisms._base.compiled import CannotCompile
 from mechanisms.robust import _ladder_kernels as kernels
 from mechanisms.robust._ladder_levels import normalise
 from mechanisms.robust.ladder import LadderNetwork
-from mechanisms.robust.ladder_combinators import COMBINATORS
-from mechanisms.robust.ladder_layers import ConvLayer, DenseLayer, LevelShape, PoolLayer
-from mechanisms.robust.ladder_variants import VARIANTS, LadderVariant
-from tests.robust.plain_ladder import plain_losses
-
-WIDTHS = [7, 21, 18, 4]
-IMAGES = [(2, 8, 8), ConvLayer(5, 3, stride=2), PoolLayer(2), ConvLayer(6, 2, padding=0), 8, 3]
-
-
-def batch(labelled: int = 9, unlabelled: int = 14, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    numbers = torch.Generator().manual_seed(1)
-    x = torch.randn(labelled + unlabelled, 7, generator=numbers, dtype=dtype)
-    return x[:labelled], torch.arange(labelled) % 4, x[labelled:]
-
-
-def images(n: int = 6) -> Tensor:
-    return torch.randn(n, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
-def normal(network: LadderNetwork, rows: int, seed: int = 3) -> list[Tensor]:
-    numbers = torch.Generator().manual_seed(seed)
-    return [torch.randn(rows * s.positions, s.channels, generator=numbers).double() for s in network.shapes]
-
-
-def shaken(network: LadderNetwork, seed: int = 4) -> LadderNetwork:
-    """No parameter at a value where terms vanish."""
-    numbers = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=numbers, dtype=torch.float64).to(p.dtype))
-    return network
+from mechanisms.robust.ladder_variants import VARIANTS
+from tests.robust.plain_ladder import WIDTHS, batch, normal, plain_losses, shaken
 
 
 def gradients(network: nn.Module, total: Tensor) -> list[Tensor]:
@@ -75,6 +47,19 @@ def test_small_networks_on_the_cpu_use_kernels() -> None:
     total = network.losses(x_l, y, x_u).total
     (first,) = torch.autograd.grad(total, network.up[0].weight, create_graph=True)
     torch.autograd.grad(first.square().sum(), network.up[0].weight)
+
+
+def test_without_a_compiler_it_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = shaken(LadderNetwork(WIDTHS, combinator="amlp", generator=0, dtype=torch.float64))
+    noise = normal(network, 23)
+    before = network.losses(*batch(), noise=noise)
+
+    def none(dtype: torch.dtype) -> None:
+        raise CannotCompile("no C compiler is found")
+
+    monkeypatch.setattr(kernels, "_library", none)
+    assert not kernels.usable(torch.ones(2, 3))
+    torch.testing.assert_close(network.losses(*batch(), noise=noise), before)
 
 
 def test_kernels_in_single_precision_agree_with_plain_operations() -> None:
@@ -221,79 +206,6 @@ def test_a_detached_target_lets_no_gradient_through_the_clean_run(fused: bool) -
     assert not torch.allclose(*grads)
 
 
-# --- images ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_convolutional_ladder_is_the_dense_one_at_every_position(fused: bool) -> None:
-    """A 1 x 1 convolution on one position is a dense layer."""
-    dense = LadderNetwork([3, 5, 2], generator=0, dtype=torch.float64, fused=fused)
-    conv = LadderNetwork([(3, 1, 1), ConvLayer(5, 1), 2], generator=0, dtype=torch.float64, fused=fused)
-    # The way down is a transposed convolution: channels of the level above come first in its weights.
-    state = {key: value.T if key == "down.0.weight" else value for key, value in dense.state_dict().items()}
-    conv.load_state_dict({key: state[key].reshape(value.shape) for key, value in conv.state_dict().items()})
-    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    y, noise = torch.arange(5) % 2, normal(dense, 12)
-    one = dense.losses(x[:5], y, x[5:], noise=noise)
-    other = conv.losses(x[:5, :, None, None], y, x[5:, :, None, None], noise=noise)
-    torch.testing.assert_close(one.reconstruction, other.reconstruction)
-    torch.testing.assert_close(one.total, other.total)
-
-
-@pytest.mark.parametrize("name", ["vanilla", "amlp-2-2", "gaussian", "gamma", "first-reconstruction"])
-def test_images_train_with_and_without_kernels(name: str) -> None:
-    totals = []
-    for fused in (True, False):
-        network = shaken(VARIANTS[name].network(IMAGES, generator=0, dtype=torch.float64, fused=fused))
-        loss = network.losses(images()[:3], torch.arange(3), images(), noise=normal(network, 9))
-        loss.total.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-        totals.append(loss.total.detach())
-    torch.testing.assert_close(*totals, rtol=1e-10, atol=1e-10)
-    network.update_statistics(images())
-    assert network.eval()(images(1)).shape == (1, 3)
-
-
-def test_layers_go_up_and_come_down_to_the_same_shape() -> None:
-    numbers = torch.Generator().manual_seed(0)
-    below = LevelShape(3, 9, 7)
-    for layer in (
-        ConvLayer(4, 3, 2),
-        ConvLayer(4, 2, 1, 0),
-        ConvLayer(2, 5, 3),
-        PoolLayer(2, "mean"),
-        PoolLayer(None),
-        DenseLayer(5),
-    ):
-        above = layer.shape(below)
-        h = layer.up(below, numbers)(torch.randn(2 * below.positions, below.channels))
-        assert h.shape == (2 * above.positions, above.channels)
-        assert layer.down(below, numbers)(h).shape == (2 * below.positions, below.channels)
-
-
-@pytest.mark.parametrize(("sides", "size"), [((7, 7), 2), ((9, 7), 3), ((6, 8), 2), ((5, 4), None)])
-def test_the_way_back_from_pooling_gives_each_cell_its_squares_value(sides: tuple[int, int], size: int | None) -> None:
-    below, layer, numbers = LevelShape(3, *sides), PoolLayer(size), torch.Generator().manual_seed(0)
-    h = torch.randn(2 * layer.shape(below).positions, 3, generator=numbers)
-    back = layer.down(below, numbers)(h)
-    for kind in ("max", "mean"):
-        torch.testing.assert_close(PoolLayer(size, kind).up(below, numbers)(back), h)
-    # Cells at the far edge outside of all squares have the value beside them.
-    image = back.view(2, *sides, 3)
-    if sides[1] % (size or 1):
-        assert torch.equal(image[:, :, -1], image[:, :, -2])
-
-
-def test_first_weights_have_variance_one_over_fan_in() -> None:
-    network = LadderNetwork([(4, 12, 12), ConvLayer(40, 5), 60], generator=0)
-    for weight, fan_in in (
-        (network.up[0].weight, 4 * 25), (network.up[1].weight, 40 * 144),
-        (network.down["0"].weight, 40 * 25), (network.down["1"].weight, 60),
-    ):  # fmt: skip
-        # The variance of n normal numbers is within 6 sqrt(2/n) of 1 but for one time in 10^8.
-        assert abs(float(weight.var()) * fan_in - 1) < 6 * (2 / weight.numel()) ** 0.5
-
-
 # --- prediction -----------------------------------------------------------------------------------------------------
 
 
@@ -418,105 +330,3 @@ def test_on_an_accelerator_it_gives_what_it_gives_on_the_cpu() -> None:
         x_l.to(device), y.to(device), x_u.to(device), noise=[one.to(device) for one in noise]
     )
     torch.testing.assert_close(there.total.cpu(), here, rtol=1e-4, atol=1e-3)
-
-
-# --- variants and bad input -----------------------------------------------------------------------------------------
-
-
-def test_variants_are_the_studys_table() -> None:
-    assert len(VARIANTS) == 21
-    network = VARIANTS["first-noise-and-reconstruction"].network(WIDTHS, noise_std=0.2, scale=0.5)
-    torch.testing.assert_close(network.noise_std, torch.tensor([0.2, 0.0, 0.0, 0.0]))
-    torch.testing.assert_close(network.reconstruction_weights, torch.tensor([500.0, 0.0, 0.0, 0.0]))
-    assert list(network.combinators) == ["0", "1", "2", "3"]
-    gamma = VARIANTS["gamma"].network(WIDTHS)
-    assert list(gamma.combinators) == ["3"]
-    assert not gamma.down
-    assert set(COMBINATORS) >= {one.combinator for one in VARIANTS.values()}
-
-
-@pytest.mark.user_input
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"widths": [3]}, "expected the inputs"),
-        ({"widths": [3, 1]}, "at least 2"),
-        ({"widths": [(3, 4), 2]}, "channels, height, width"),
-        ({"widths": [3, "a"]}, "a layer is 'a'"),
-        ({"widths": [(1, 4, 4), ConvLayer(2)]}, "number of classes"),
-        ({"widths": [(1, 2, 2), ConvLayer(2, 5, padding=0), 2]}, "does not fit"),
-        ({"widths": [3, 4, 2], "reconstruction_weights": [1, 2]}, "2 values for 3 levels"),
-        ({"widths": [3, 4, 2], "noise_std": [0.1] * 4}, "4 values for 3 levels"),
-        ({"widths": [3, 2], "noise_std": -1.0}, "must be >= 0"),
-        ({"widths": [3, 2], "combinator": "best"}, "must be one of 'vanilla'"),
-        ({"widths": [3, 2], "combinator": "mlp", "combinator_hidden": ()}, "at least one layer"),
-        ({"widths": [3, 2], "combinator": lambda size, settings: 3}, "must return a torch.nn.Module"),
-    ],
-)
-def test_networks_that_cannot_be(arguments: dict, text: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=text):
-        LadderNetwork(**arguments)
-
-
-@pytest.mark.user_input
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"x_labelled": torch.zeros(1, 7), "y": torch.zeros(1).long()}, r"x_labelled has 1 row\(s\)"),
-        ({"x_unlabelled": torch.zeros(1, 7)}, r"x_unlabelled has 1 row\(s\)"),
-        ({"x_unlabelled": torch.zeros(0, 7)}, r"x_unlabelled has 0 row\(s\)"),
-        ({"x_labelled": torch.zeros(9, 6)}, r"shape \(9, 6\); expected \(n, 7\)"),
-        ({"x_labelled": [[0.0] * 7] * 9}, "is a list"),
-        ({"y": torch.zeros(8).long()}, r"y has shape \(8,\); expected \(9,\)"),
-        ({"y": torch.zeros(9)}, "expected integers from 0 to 3"),
-        ({"y": torch.full((9,), -1)}, "belong in x_unlabelled"),
-        ({"y": torch.full((9,), 4)}, "from 4 to 4; expected 0 to 3"),
-        ({"noise": [torch.zeros(23, 7)]}, "1 tensors for 4 levels"),
-        ({"noise": [torch.zeros(20, 7)] * 4}, r"noise\[0\] has shape \(20, 7\)"),
-        ({"noise": [torch.zeros(2, 23, 7)] * 4}, r"noise\[0\] has shape \(2, 23, 7\)"),
-    ],
-)
-def test_batches_that_cannot_be(change: dict, text: str) -> None:
-    x_l, y, x_u = batch(dtype=torch.float32)
-    given = {"x_labelled": x_l, "y": y, "x_unlabelled": x_u} | change
-    with pytest.raises((ValueError, TypeError), match=text):
-        LadderNetwork(WIDTHS).losses(**given)
-
-
-@pytest.mark.user_input
-@pytest.mark.parametrize("fused", [True, False])
-def test_parts_of_the_users_own_that_give_other_sizes(fused: bool) -> None:
-    class Narrow(nn.Module):
-        def forward(self, z: Tensor, u: Tensor) -> Tensor:
-            return z[:, :1]
-
-    class Lying(DenseLayer):
-        def up(self, below: LevelShape, generator: torch.Generator) -> nn.Module:
-            return nn.Linear(below.size, self.width - 1)
-
-    rows = batch(dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"combinator of level 3 returned shape \(14, 1\)"):
-        LadderNetwork(WIDTHS, combinator=lambda size, settings: Narrow(), fused=fused).losses(*rows)
-    with pytest.raises(ValueError, match=r"shape \(37, 5\); its `shape` promised \(37, 6\)"):
-        LadderNetwork([7, Lying(6), 4], fused=fused).losses(*rows)
-
-
-@pytest.mark.user_input
-def test_predictions_that_cannot_be() -> None:
-    network = LadderNetwork(WIDTHS).eval()
-    with pytest.raises(NotFittedError, match="update_statistics"):
-        network(torch.zeros(2, 7))
-    with pytest.raises(ValueError, match="1 row"):
-        network.train()(torch.zeros(1, 7))
-    with pytest.raises(ValueError, match="gone through once"):
-        network.update_statistics(iter([torch.zeros(2, 7)]))
-    with pytest.raises(ValueError, match="no rows"):
-        network.update_statistics([])
-    with pytest.raises(ValueError, match="1 row"):
-        network.update_statistics([torch.zeros(1, 7)], statistics="labelled")
-    with pytest.raises(ValueError, match="one of 'all', 'labelled'"):
-        network.update_statistics(torch.zeros(2, 7), statistics="some")
-    with pytest.raises(ValueError, match="one of"):
-        LadderVariant(noise="somewhere")
-    with pytest.raises(ValueError, match="2 values for 3 levels"):
-        LadderVariant().weights(3, (1, 2))
