@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from mechanisms.lab import Bench
 from mechanisms.papers._ladder.settings import Ladders, suffix
 from mechanisms.papers._ladder.splits import Rows, Source, labelled
@@ -67,6 +65,8 @@ def run_peer(
 
 def _wrong(classifier: Classifier, rows: Rows, labels: int, seed: int) -> float:
     """The share of test rows that it gets wrong, fitted to all training rows, of which some are labelled."""
+    import numpy as np
+
     y = np.full(len(rows.y), -1)
     places = labelled(rows.y, labels, seed)
     y[places] = rows.y[places]
