@@ -45,8 +45,9 @@ EVERY = (
 )
 ERRORS = "Mean over seeds with its 95 % Student interval; each point is one seed. Best first."
 TRIALS = (
-    "Mean over the tuning seeds, none of which decides; the large marker is what was taken. At 1 stand the weights "
-    "that the reference found for its full ladder: judged by them alone, a variant may look far worse than it is."
+    "Mean over the tuning seeds, none of which decides; the large marker is what was taken. At 1 stand the reference's "
+    "weights (of its full ladder, or of that with a cost at the inputs or at the top alone): judged by them alone, a "
+    "variant may look far worse than it is."
 )
 COSTS = (
     "The share of the clean values' variance, mean over seeds: 1 is what a constant misses, and above the inputs 0.09 "

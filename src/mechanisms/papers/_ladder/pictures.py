@@ -58,7 +58,11 @@ def draw_untuned(labels: str) -> Draw:
     """Error with the reference's weights and with each variant's own, on the deciding seeds."""
 
     def draw(cell: Cell) -> plotly.graph_objects.Figure:
-        variants = [name for name in _weighted(cell) if cell.values(f"untuned_{labels}", name)]
+        variants = [
+            name
+            for name in _weighted(cell)
+            if all(_numbers(cell, f"{metric}_{labels}", name) for metric in ("untuned", "error"))
+        ]
         figure = canvas(x="error on test rows", height=120 + 60 * max(1, len(variants)))
         kinds = (("untuned", "the reference's weights"), ("error", "weights of its own"))
         for place, (metric, name) in enumerate(kinds):
@@ -172,7 +176,9 @@ def _list(cell: Cell, metric: str, variant: str) -> list[float]:
 
 
 def _numbers(cell: Cell, metric: str, variant: str) -> list[float]:
-    return [float(value) for value in cell.values(metric, variant).values() if isinstance(value, int | float)]
+    """A metric of each seed, without what diverged."""
+    values = cell.values(metric, variant).values()
+    return [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def _half(sample: Sequence[float]) -> float:

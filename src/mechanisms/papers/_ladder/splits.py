@@ -1,7 +1,8 @@
 """Rows to learn from, to choose by and to judge by, for each seed, and stacked for the networks of a block.
 
-The rows whose labels choose a weight are the same for all seeds and are never tested on, so that no tested row had a
-say. Which rows are trained on, which of them are labelled, and on the digits which are tested on, is drawn by the seed.
+The rows whose labels choose a weight are the same for all seeds, and no seed trains on them before the choice or tests
+on them. Which rows are trained on, which of them are labelled, and on the digits which are tested on, is drawn by the
+seed: a digit that one seed tests on, another, a tuning seed among them, may train on.
 """
 
 from __future__ import annotations
