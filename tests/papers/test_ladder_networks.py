@@ -13,7 +13,16 @@ from mechanisms.lab.configuration import as_dict
 from mechanisms.lab.records import Cell, Curve, Record
 from mechanisms.papers._ladder import peers, runs, splits
 from mechanisms.papers._ladder.settings import ALL, TUNED_NOISE, Ladders, make_network, reference, tried
-from mechanisms.papers.ladder_networks import ABLATION, CLAIMS, FASHION, ORIGINAL, SMOKE, VARIANTS, paper
+from mechanisms.papers.ladder_networks import (
+    ABLATION,
+    CLAIMS,
+    FASHION,
+    FASHION_ABLATION,
+    ORIGINAL,
+    SMOKE,
+    VARIANTS,
+    paper,
+)
 from mechanisms.robust.ladder_variants import VARIANTS as KINDS
 from tests.lab.corpora import write_mnist
 
@@ -303,6 +312,7 @@ def test_every_figure_draws_records_and_says_when_there_are_none() -> None:
     assert list(costs.data[0].y) == ["gamma", "vanilla"]
     assert list(costs.data[0].text[0][:3]) == ["", "", ""]
     assert "" not in costs.data[0].text[1]
+    assert drawn["Error with 50 labels"].layout.annotations[0].text.startswith("these settings do not ask")
     for experiment in paper.experiments:
         empty = Cell(paper.slug, experiment.name, "smoke", as_dict(experiment.scales["smoke"]), [])
         for figure in experiment.figures:
@@ -314,12 +324,15 @@ def test_every_figure_draws_records_and_says_when_there_are_none() -> None:
 
 
 def test_settings_are_the_paper_s() -> None:
-    for experiment in (ORIGINAL, ABLATION, FASHION):
+    for experiment in (ORIGINAL, ABLATION, FASHION, FASHION_ABLATION):
         settings = experiment.scales["paper"]
         assert settings.hidden == (1000, 500, 250, 250, 250)
         assert (settings.epochs, settings.batch_size, settings.lr, settings.noise) == (150, 100, 0.002, 0.3)
         assert (settings.num_train, settings.num_validation, settings.num_test) == (50_000, 10_000, 10_000)
     assert ORIGINAL.scales["paper"].labels == (100, 1000, ALL)
+    assert FASHION_ABLATION.variants == ABLATION.variants
+    small = FASHION_ABLATION.scales["laptop"]
+    assert (small.labels, small.num_train // small.batch_size * small.epochs) == ((100,), 1200)
     laptop = CLAIMS.scales["laptop"]
     assert (laptop.hidden, laptop.epochs, laptop.labels) == ((128, 64, 32, 32), 120, (20, 50, ALL))
     assert (CLAIMS.first_seed, CLAIMS.seeds, ABLATION.seeds, ABLATION.scales["laptop"].tuning_seeds) == (10, 10, 5, 2)
