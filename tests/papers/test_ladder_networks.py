@@ -13,7 +13,16 @@ from mechanisms.lab.configuration import as_dict
 from mechanisms.lab.records import Cell, Curve, Record
 from mechanisms.papers._ladder import peers, runs, splits
 from mechanisms.papers._ladder.settings import ALL, TUNED_NOISE, Ladders, make_network, reference, tried
-from mechanisms.papers.ladder_networks import ABLATION, CLAIMS, FASHION, ORIGINAL, SMOKE, VARIANTS, paper
+from mechanisms.papers.ladder_networks import (
+    ABLATION,
+    CLAIMS,
+    FASHION,
+    FASHION_ABLATION,
+    ORIGINAL,
+    SMOKE,
+    VARIANTS,
+    paper,
+)
 from mechanisms.robust.ladder_variants import VARIANTS as KINDS
 from tests.lab.corpora import write_mnist
 
@@ -142,6 +151,45 @@ def test_deciding_labels_have_no_say_in_what_is_taken() -> None:
     assert first["value_20"] == second["value_20"]
 
 
+def test_what_diverges_is_never_taken_and_has_no_error() -> None:
+    settings = replace(SMOKE, lr=1e30)
+    benches = [Bench(seed) for seed in (0, 1)]
+    found = runs.run_together(settings, "linear", benches)
+    assert found[0]["validation_20"] == [1.0, 1.0]
+    assert all(np.isnan(metrics["error_20"]) and "unrecovered_20" not in metrics for metrics in found)
+    records = [
+        Record(paper.slug, "ablation", "smoke", "linear", bench.seed, as_dict(settings), metrics)
+        for bench, metrics in zip(benches, found, strict=True)
+    ]
+    cell = Cell(paper.slug, "ablation", "smoke", as_dict(settings), records)
+    for figure in (*ABLATION.figures, *CLAIMS.figures):
+        assert figure.draw(cell).layout
+
+
+def test_the_last_epoch_is_a_point_of_the_curve_whatever_their_number() -> None:
+    bench = Bench(0)
+    (metrics,) = runs.run_together(replace(SMOKE, epochs=5, points=2), "baseline", [bench])
+    steps, values = bench.curves["error_20"]
+    assert steps == [2, 4, 5]
+    assert values[-1] == pytest.approx(metrics["error_20"], abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["gamma", "label-spreading"])
+def test_progress_goes_forward_to_the_end(variant: str) -> None:
+    told: list[tuple[int, int | None]] = []
+    settings = replace(SMOKE, labels=(20, 50), num_train=200)
+
+    class Listening(Bench):
+        def progress(self, step: int, total: int | None = None, **numbers: object) -> None:
+            told.append((step, total))
+
+    runs.run_together(settings, variant, [Listening(0), Listening(1)])
+    assert len({total for _, total in told}) == 1
+    steps = [step for step, _ in told]
+    assert steps == sorted(steps)
+    assert told[-1][0] == told[-1][1]
+
+
 def test_untuned_is_the_same_where_the_reference_s_weights_were_taken() -> None:
     settings = replace(SMOKE, multiples=(1.0, 1.0), untuned=True)
     (metrics,) = runs.run_together(settings, "vanilla", [Bench(0)])
@@ -264,6 +312,7 @@ def test_every_figure_draws_records_and_says_when_there_are_none() -> None:
     assert list(costs.data[0].y) == ["gamma", "vanilla"]
     assert list(costs.data[0].text[0][:3]) == ["", "", ""]
     assert "" not in costs.data[0].text[1]
+    assert drawn["Error with 50 labels"].layout.annotations[0].text.startswith("these settings do not ask")
     for experiment in paper.experiments:
         empty = Cell(paper.slug, experiment.name, "smoke", as_dict(experiment.scales["smoke"]), [])
         for figure in experiment.figures:
@@ -275,12 +324,15 @@ def test_every_figure_draws_records_and_says_when_there_are_none() -> None:
 
 
 def test_settings_are_the_paper_s() -> None:
-    for experiment in (ORIGINAL, ABLATION, FASHION):
+    for experiment in (ORIGINAL, ABLATION, FASHION, FASHION_ABLATION):
         settings = experiment.scales["paper"]
         assert settings.hidden == (1000, 500, 250, 250, 250)
         assert (settings.epochs, settings.batch_size, settings.lr, settings.noise) == (150, 100, 0.002, 0.3)
         assert (settings.num_train, settings.num_validation, settings.num_test) == (50_000, 10_000, 10_000)
     assert ORIGINAL.scales["paper"].labels == (100, 1000, ALL)
+    assert FASHION_ABLATION.variants == ABLATION.variants
+    small = FASHION_ABLATION.scales["laptop"]
+    assert (small.labels, small.num_train // small.batch_size * small.epochs) == ((100,), 1200)
     laptop = CLAIMS.scales["laptop"]
     assert (laptop.hidden, laptop.epochs, laptop.labels) == ((128, 64, 32, 32), 120, (20, 50, ALL))
     assert (CLAIMS.first_seed, CLAIMS.seeds, ABLATION.seeds, ABLATION.scales["laptop"].tuning_seeds) == (10, 10, 5, 2)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from mechanisms.lab import Bench
 from mechanisms.papers._ladder.settings import Ladders, suffix
@@ -42,31 +41,40 @@ PEERS = {
 
 
 def run_peer(
-    settings: Ladders, variant: str, labels: int, source: Source, benches: Sequence[Bench]
+    settings: Ladders, variant: str, labels: int, place: int, source: Source, benches: Sequence[Bench]
 ) -> list[dict[str, Any]]:
-    """Metrics of each seed; the value is chosen as for the ladder's variants."""
+    """Metrics of each seed; the value is chosen as for the ladder's variants. `place` is that of the labels, from 0."""
     from mechanisms.papers._ladder.runs import choose
 
     peer = PEERS[variant]
     values = peer.values[: len(settings.multiples)]
+    each = len(values) * settings.tuning_seeds + len(benches)
+
+    def fit(count: int, value: float, rows: Rows, seed: int) -> float:
+        error = _wrong(peer.make(value), rows, labels, seed)
+        benches[0].progress(place * each + count, len(settings.labels) * each)
+        return error
 
     def tune() -> list[list[float]]:
         x, y = source.validation
         rows = [source.rows(seed)._replace(x_test=x, y_test=y) for seed in range(settings.tuning_seeds)]
-        return [[_wrong(peer.make(value), one, labels, seed) for seed, one in enumerate(rows)] for value in values]
+        counts = itertools.count(1)
+        return [[fit(next(counts), value, one, seed) for seed, one in enumerate(rows)] for value in values]
 
     errors = benches[0].cached(f"tuning-{variant}-{suffix(labels)}", tune)
     value = choose(values, errors)
+    validation = [one for row in errors for one in row]
     found = []
-    for place, bench in enumerate(benches):
-        error = _wrong(peer.make(value), source.rows(bench.seed, deciding=True), labels, bench.seed)
-        found.append({"error": error, "value": value, "validation": [one for row in errors for one in row]})
-        bench.progress(place + 1, len(benches))
+    for count, bench in enumerate(benches, start=len(validation) + 1):
+        error = fit(count, value, source.rows(bench.seed, deciding=True), bench.seed)
+        found.append({"error": error, "value": value, "validation": validation})
     return found
 
 
 def _wrong(classifier: Classifier, rows: Rows, labels: int, seed: int) -> float:
     """The share of test rows that it gets wrong, fitted to all training rows, of which some are labelled."""
+    import numpy as np
+
     y = np.full(len(rows.y), -1)
     places = labelled(rows.y, labels, seed)
     y[places] = rows.y[places]

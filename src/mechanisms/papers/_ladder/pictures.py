@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mechanisms.lab.figures import DASHES, INK, NOTHING, PALETTE, SYMBOLS, canvas, line, plain
 from mechanisms.papers._ladder.peers import PEERS
-from mechanisms.papers._ladder.settings import TUNED_NOISE
+from mechanisms.papers._ladder.settings import TUNED_NOISE, suffix
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -41,7 +41,7 @@ def draw_tuning(labels: str) -> Draw:
                 name=plain(variant),
                 line=_line(place),
                 marker={
-                    "symbol": SYMBOLS[place % len(SYMBOLS)],
+                    "symbol": _symbol(place),
                     "size": [13 if at == chosen else 6 for at in range(len(means))],
                     "color": PALETTE[place % len(PALETTE)][0],
                 },
@@ -49,7 +49,7 @@ def draw_tuning(labels: str) -> Draw:
             )
         figure.update_layout(height=420 + 8 * len(shown))  # room for the legend
         figure.update_xaxes(tickvals=multiples, ticktext=[f"{value:g}" for value in multiples])
-        return _or_nothing(figure)
+        return _or_nothing(figure, cell, labels)
 
     return draw
 
@@ -58,7 +58,11 @@ def draw_untuned(labels: str) -> Draw:
     """Error with the reference's weights and with each variant's own, on the deciding seeds."""
 
     def draw(cell: Cell) -> plotly.graph_objects.Figure:
-        variants = [name for name in _weighted(cell) if cell.values(f"untuned_{labels}", name)]
+        variants = [
+            name
+            for name in _weighted(cell)
+            if all(_numbers(cell, f"{metric}_{labels}", name) for metric in ("untuned", "error"))
+        ]
         figure = canvas(x="error on test rows", height=120 + 60 * max(1, len(variants)))
         kinds = (("untuned", "the reference's weights"), ("error", "weights of its own"))
         for place, (metric, name) in enumerate(kinds):
@@ -79,7 +83,7 @@ def draw_untuned(labels: str) -> Draw:
             )
         figure.update_layout(barmode="group")
         figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-        return _or_nothing(figure)
+        return _or_nothing(figure, cell, labels)
 
     return draw
 
@@ -115,7 +119,7 @@ def draw_costs(labels: str) -> Draw:
             )
             figure.update_xaxes(type="category", showgrid=False)
             figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-        return _or_nothing(figure)
+        return _or_nothing(figure, cell, labels)
 
     return draw
 
@@ -136,7 +140,7 @@ def draw_errors(labels: str) -> Draw:
                 error_x={"array": [_half(sample)], "color": colour, "thickness": 2},
                 mode="markers",
                 name=plain(variant),
-                marker={"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 11, "color": colour},
+                marker={"symbol": _symbol(place), "size": 11, "color": colour},
                 hovertemplate=f"<b>{plain(variant)}</b> %{{x:.4f}}, {len(sample)} seeds<extra></extra>",
             )
             figure.add_scatter(
@@ -148,9 +152,12 @@ def draw_errors(labels: str) -> Draw:
                 hovertemplate="%{x:.4f}<extra></extra>",
             )
         figure.update_yaxes(
-            tickvals=list(range(len(order))), ticktext=[plain(name) for name in order], range=[len(order) - 0.5, -0.5]
+            tickvals=list(range(len(order))),
+            ticktext=[plain(name) for name in order],
+            range=[len(order) - 0.5, -0.5],
+            zeroline=False,
         )
-        return _or_nothing(figure)
+        return _or_nothing(figure, cell, labels)
 
     return draw
 
@@ -158,6 +165,11 @@ def draw_errors(labels: str) -> Draw:
 def _weighted(cell: Cell) -> list[str]:
     """Variants of which weights are tried."""
     return [variant for variant in cell.variants if variant not in PEERS and variant != TUNED_NOISE]
+
+
+def _symbol(place: int) -> str:
+    """Variants of one colour have different ones."""
+    return SYMBOLS[(place + place // len(PALETTE)) % len(SYMBOLS)]
 
 
 def _line(place: int) -> dict:
@@ -172,7 +184,9 @@ def _list(cell: Cell, metric: str, variant: str) -> list[float]:
 
 
 def _numbers(cell: Cell, metric: str, variant: str) -> list[float]:
-    return [float(value) for value in cell.values(metric, variant).values() if isinstance(value, int | float)]
+    """A metric of each seed, without what diverged."""
+    values = cell.values(metric, variant).values()
+    return [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def _half(sample: Sequence[float]) -> float:
@@ -185,7 +199,13 @@ def _half(sample: Sequence[float]) -> float:
     return float(high - low) / 2
 
 
-def _or_nothing(figure: plotly.graph_objects.Figure) -> plotly.graph_objects.Figure:
+def _or_nothing(figure: plotly.graph_objects.Figure, cell: Cell, labels: str) -> plotly.graph_objects.Figure:
+    """The figure; without records a low one that says so, or that these settings have no such number of labels."""
     if not figure.data:
-        figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=NOTHING, showarrow=False)
+        asked = {suffix(int(one)) for one in cell.config["labels"]}
+        figure.update_layout(height=100, showlegend=False)
+        figure.update_xaxes(visible=False)
+        figure.update_yaxes(visible=False)
+        text = NOTHING if labels in asked else "these settings do not ask for this number of labels"
+        figure.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text=text, showarrow=False)
     return figure

@@ -6,6 +6,7 @@ value with the lowest mean error on the validation rows is taken. What each of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,14 @@ def run_together(settings: Ladders, variant: str, benches: Sequence[Bench]) -> l
 
     Metrics, each ending with the number of labels: `error`, `value` (the chosen one), `validation` (errors on
     validation rows, all tuning seeds of the first value first), `untuned` (the error with the reference's weights) and
-    `unrecovered` (see `unrecovered`).
+    `unrecovered` (see `unrecovered`). A network whose cost is no number any more is all wrong where values are chosen,
+    and has no error where they are judged: the record says NaN, and claims about it stay undecided.
     """
     source = Source(settings)
     found: list[dict[str, Any]] = [{} for _ in benches]
     for place, labels in enumerate(settings.labels):
         if variant in PEERS:
-            results = run_peer(settings, variant, labels, source, benches)
+            results = run_peer(settings, variant, labels, place, source, benches)
         else:
             results = _Labels(settings, variant, labels, place, source, benches).run()
         for metrics, result in zip(found, results, strict=True):
@@ -83,15 +85,21 @@ class _Labels:
     def _tune(self) -> list[list[float]]:
         """Error on the validation rows for each value and tuning seed."""
         seeds = list(range(self.settings.tuning_seeds))
-        networks, block = self._train(seeds, self.values, deciding=False)
-        errors = [wrong(network, block.x_validation, block.y_validation) for network in networks]
+        networks, finite, block = self._train(seeds, self.values, deciding=False)
+        errors = [
+            wrong(network, block.x_validation, block.y_validation) if sound else 1.0
+            for network, sound in zip(networks, finite, strict=True)
+        ]
         return [errors[first : first + len(seeds)] for first in range(0, len(errors), len(seeds))]
 
     def _decide(self, seeds: list[int], values: Sequence[float]) -> list[dict[str, Any]]:
         """Error on test rows, and what reconstructions leave, for each value and seed."""
-        networks, block = self._train(seeds, values, deciding=True)
-        results = []
-        for place, network in enumerate(networks):
+        networks, finite, block = self._train(seeds, values, deciding=True)
+        results: list[dict[str, Any]] = []
+        for place, (network, sound) in enumerate(zip(networks, finite, strict=True)):
+            if not sound:
+                results.append({"error": math.nan})
+                continue
             x = _own(block.x, place, 3)
             rest = unrecovered(network, x[: self.settings.watched], seeds[place % len(seeds)])
             result: dict[str, Any] = {
@@ -100,10 +108,10 @@ class _Labels:
             results.append(result | ({"unrecovered": rest} if any(one is not None for one in rest) else {}))
         return results
 
-    def _train(self, seeds: list[int], values: Sequence[float], *, deciding: bool) -> tuple[list[LadderNetwork], Block]:
-        """A trained network for each value and seed, seeds of the first value first, with its rows."""
-        import torch
-
+    def _train(
+        self, seeds: list[int], values: Sequence[float], *, deciding: bool
+    ) -> tuple[list[LadderNetwork], list[bool], Block]:
+        """A trained network for each value and seed, seeds of the first value first; is its cost finite; and rows."""
         from mechanisms.robust.ladder_training import train_ladders
 
         settings, device = self.settings, self.benches[0].device
@@ -117,7 +125,7 @@ class _Labels:
         every = max(1, settings.epochs // settings.points)
 
         def watch(epoch: int, network: LadderNetwork, places: Sequence[int]) -> None:
-            if epoch % every:
+            if epoch % every and epoch < settings.epochs:
                 return
             statistics = block.x if settings.statistics == "all" else block.x_labelled
             network.update_statistics(statistics, statistics=settings.statistics)
@@ -146,9 +154,7 @@ class _Labels:
             progress=progress,
             watch=watch if deciding else None,
         )
-        if not bool(torch.isfinite(fit.loss_curve[-1]).all()):
-            raise FloatingPointError(f"a cost of {self.variant} is not finite: {fit.loss_curve[-1].tolist()}")
-        return fit.networks, block
+        return fit.networks, fit.loss_curve[-1].isfinite().tolist(), block
 
 
 def choose(values: Sequence[float], errors: Sequence[Sequence[float]]) -> float:

@@ -1,7 +1,8 @@
 """Rows to learn from, to choose by and to judge by, for each seed, and stacked for the networks of a block.
 
-The rows whose labels choose a weight are the same for all seeds and are never tested on, so that no tested row had a
-say. Which rows are trained on, which of them are labelled, and on the digits which are tested on, is drawn by the seed.
+The rows whose labels choose a weight are the same for all seeds, and no seed trains on them before the choice or tests
+on them. Which rows are trained on, which of them are labelled, and on the digits which are tested on, is drawn by the
+seed: a digit that one seed tests on, another, a tuning seed among them, may train on.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from mechanisms._base.seeds import numpy_generator
 from mechanisms.papers._ladder.settings import ALL, Ladders
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from mechanisms.lab.data import Split
@@ -60,6 +59,8 @@ class Source:
     """
 
     def __init__(self, settings: Ladders) -> None:
+        import numpy as np
+
         self.settings = settings
         # Digits have no split of their own; the one that leads to a seed's is drawn once and for all.
         self._fixed = settings.data != "digits"
@@ -86,6 +87,8 @@ class Source:
 
     def rows(self, seed: int, *, deciding: bool = False) -> Rows:
         """Training and test rows of a seed; where the settings say so, validation rows train once they have chosen."""
+        from mechanisms._base.seeds import numpy_generator
+
         if self._fixed:
             return Rows(*(self._deciding if deciding else self._train), *self._test)
         x, y = self._train
@@ -96,6 +99,7 @@ class Source:
 
     def block(self, seeds: Sequence[int], labels: int, *, deciding: bool) -> Block:
         """The rows of each seed, stacked."""
+        import numpy as np
         import torch
 
         parts = [self.rows(seed, deciding=deciding) for seed in seeds]
@@ -123,6 +127,10 @@ def labelled(y: np.ndarray, labels: int, seed: int) -> np.ndarray:
     Raises:
         ValueError: the number is no multiple of the number of classes, or a class has too few rows.
     """
+    import numpy as np
+
+    from mechanisms._base.seeds import numpy_generator
+
     if labels == ALL:
         return np.arange(len(y))
     classes = np.unique(y)
@@ -138,6 +146,8 @@ def labelled(y: np.ndarray, labels: int, seed: int) -> np.ndarray:
 
 
 def _digits(settings: Ladders) -> tuple[Split, Split, Split]:
+    import numpy as np
+
     from mechanisms.lab.data import Split, digits
 
     parts = digits(0)
@@ -170,5 +180,7 @@ def _files(settings: Ladders) -> tuple[Split, Split, Split]:
 
 
 def _flat(part: Split) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
     x = part.x.reshape(len(part), math.prod(part.x.shape[1:]))
     return (x if x.dtype == np.float32 else x.astype(np.float32) / 255), part.y
