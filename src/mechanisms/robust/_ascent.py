@@ -102,21 +102,21 @@ def climb(
     step, classes = _step(x, attack), _Classes(y, attack)
     best: Tensor | None = None
     margin: Tensor | None = None
-    current = start.clone().requires_grad_()
+    points = start.clone()
+    current = points.detach().requires_grad_()  # the same numbers, and autograd's eyes on them
     for count in range(attack.steps):
         logits = _logits(model, current, attack.classes)
-        with torch.no_grad():
-            if attack.keep == "best":
-                best, margin = _better(best, margin, current, classes.margin(logits))
-            (gradient,) = torch.autograd.grad(logits, current, classes.gradient(logits))
-            if watch and count == 0:
-                _check_gradient(gradient)
-            step(current, gradient)
-    current = current.detach()
+        found = logits.detach()
+        if attack.keep == "best":
+            best, margin = _better(best, margin, points, classes.margin(found))
+        (gradient,) = torch.autograd.grad(logits, current, classes.gradient(found))
+        if watch and count == 0:
+            _check_gradient(gradient)
+        step(points, gradient)
     if attack.keep == "last":
-        return current, None
+        return points, None
     with torch.no_grad():
-        return _better(best, margin, current, classes.margin(model(current)))
+        return _better(best, margin, points, classes.margin(model(points)))
 
 
 def strongest(

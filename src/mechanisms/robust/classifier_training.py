@@ -277,7 +277,7 @@ def _digest(x: Tensor, y: Tensor) -> str:
     """What tells one set of examples from another."""
     found = hashlib.sha256()
     for part in (x, y):
-        found.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
+        found.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
 
 
