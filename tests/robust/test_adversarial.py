@@ -12,6 +12,7 @@ from torch.nn import functional
 from mechanisms.robust import _ascent
 from mechanisms.robust.adversarial import fgsm, pgd, withstands_pgd
 from mechanisms.robust.denoising import DenoisingLayer, ExpectationOverNoise
+from mechanisms.robust.fortified import fortify
 
 
 def problem(rows: int = 40, features: int = 12, classes: int = 4) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -131,22 +132,24 @@ def test_what_is_given_back_is_the_strongest_of_all_starts() -> None:
     assert (best[0] >= margin(x) - 1e-6).sum() > 50
 
 
-def test_starts_in_one_pass_and_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_in_one_pass_and_one_by_one_give_the_same() -> None:
     model, x, y = problem()
     together = pgd(model, x, y, 0.1, steps=3, restarts=3, generator=generator())
-    monkeypatch.setattr(_ascent, "ROWS", 1)
-    apart = pgd(model, x, y, 0.1, steps=3, restarts=3, generator=generator())
+    apart = pgd(model, x, y, 0.1, steps=3, restarts=3, generator=generator(), rows=40)
     torch.testing.assert_close(together, apart)
 
 
-def test_large_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sets_are_cut() -> None:
     model, x, y = problem()
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr("mechanisms.robust.adversarial.ROWS", 16)
-    found = pgd(model, x, y, 0.1, steps=2, random_start=False, progress=lambda *now: seen.append(now))
+    sizes: list[int] = []
+    handle = model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    found = pgd(model, x, y, 0.1, steps=2, random_start=False, rows=16, progress=lambda *now: seen.append(now))
     assert seen == [(16, 40), (32, 40), (40, 40)]
-    standing = withstands_pgd(model, x, y, 0.1, steps=2, random_start=False, restarts=1)
-    monkeypatch.undo()
+    standing = withstands_pgd(model, x, y, 0.1, steps=2, random_start=False, restarts=1, rows=16)
+    pgd(model, x, y, 0.1, steps=2, restarts=3, rows=16)  # starts go together within the same limit
+    assert max(sizes) == 16
+    handle.remove()
     torch.testing.assert_close(found, pgd(model, x, y, 0.1, steps=2, random_start=False))
     assert torch.equal(standing, withstands_pgd(model, x, y, 0.1, steps=2, random_start=False, restarts=1))
 
@@ -183,6 +186,14 @@ def test_large_logits_hide_nothing() -> None:
         plain = withstands_pgd(model, x, y, 0.2, steps=20, loss=loss, random_start=False, restarts=1)
         found = withstands_pgd(scaled, x, y, 0.2, steps=20, loss=loss, random_start=False, restarts=1)
         assert found.float().mean() <= plain.float().mean() + 0.05
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30])
+def test_small_gradients_are_followed_and_none_leaves_the_inputs(factor: float) -> None:
+    model, x, y = problem()
+    scaled = nn.Sequential(model, Scale(factor))
+    found = fgsm(scaled, x, y, 10.0, norm="l2")
+    assert (found - x).flatten(1).norm(dim=1).amin() > 0.5 if factor else torch.equal(found, x)
 
 
 class Scale(nn.Module):
@@ -281,8 +292,11 @@ def of(**changes: object) -> Callable[[], object]:
     return call
 
 
-def detached(x: torch.Tensor) -> torch.Tensor:
-    return (x > 0.5).float()
+def half_asleep() -> nn.Module:
+    """A network whose own eval() does not reach the layers that it goes through."""
+    network = nn.Sequential(nn.Linear(3, 4))
+    fortify(network, {"0": DenoisingLayer(4, 2)})
+    return network.eval()
 
 
 class Cut(nn.Module):
@@ -324,6 +338,13 @@ class Broken(nn.Module):
             ValueError,
             "the model is in training mode; call its eval",
         ),
+        (lambda: withstands_pgd(half_asleep(), torch.rand(4, 3), torch.arange(4), 0.1), ValueError, "denoising layers"),
+        (
+            lambda: withstands_pgd(nn.Flatten(0).eval(), torch.rand(4, 3), torch.arange(4), 0.0),
+            ValueError,
+            r"returns shape \(12,\) for 4 rows",
+        ),
+        (of(rows=0), ValueError, "rows=0: it must be >= 1"),
     ],
 )
 def test_mistakes_say_what_to_do(make: Callable[[], object], error: type[Exception], message: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from mechanisms.robust import classifier_training
 from mechanisms.robust.adversarial import withstands_pgd
 from mechanisms.robust.classifier_training import adversarial_training, train_classifier
 from mechanisms.robust.denoising import DenoisingLayer
@@ -131,6 +132,73 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, own_generat
 
 def kill_at_the_end(kill: Callable[[int, int, float], None]) -> Callable[[int, int, float], None]:
     return lambda step, total, loss: kill(step, total, loss) if step == total else None
+
+
+def test_a_training_stopped_within_an_epoch_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem()
+    settings = {"eps": 0.05, "steps": 2, "epochs": 3, "batch_size": 16}
+    whole = fortified()
+    expected = adversarial_training(whole, x, y, **settings)
+    monkeypatch.setattr(classifier_training, "KEEP_EVERY", 0.0)
+    path, resumed = tmp_path / "training.pt", fortified()
+    seen: list[int] = []
+    resumed.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    # A batch has two passes for the attack and one for the loss; stopped in the attack on the ninth of eighteen.
+    with pytest.raises(KeyboardInterrupt):
+        adversarial_training(interrupted(3 * 8 + 1), x, y, **settings, checkpoint=path)
+    fit = adversarial_training(resumed, x, y, **settings, checkpoint=path)
+    assert len(seen) == 3 * 10
+    assert torch.equal(weights(resumed), weights(whole))
+    for name, curve in expected.history.items():
+        assert (fit.history[name] == curve).all()
+
+
+def interrupted(passes: int) -> FortifiedModel:
+    """A model in whose passes Ctrl-C is pressed, after so many."""
+    model, left = fortified(), [passes]
+
+    def press(module: nn.Module, inputs: object) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+
+    model.register_forward_pre_hook(press)
+    return model
+
+
+def test_a_checkpoint_is_of_its_examples_its_model_and_its_noise(tmp_path: Path) -> None:
+    x, y = problem()
+    path = tmp_path / "t.pt"
+    train_classifier(fortified(), x, y, epochs=1, checkpoint=path)
+    with pytest.raises(ValueError, match=r"other settings \(examples\)"):
+        train_classifier(fortified(), x, 1 - y, epochs=1, checkpoint=path)
+    with pytest.raises(ValueError, match=r"a training of another model; delete it to start anew"):
+        train_classifier(network(), x, y, epochs=1, checkpoint=path)
+    other = fortified()
+    other.set_generator(torch.Generator())
+    with pytest.raises(ValueError, match="other generators of noise"):
+        train_classifier(other, x, y, epochs=1, checkpoint=path)
+
+
+def test_a_single_row_left_over_joins_the_batch_before_it() -> None:
+    x, y = problem(33)
+    sizes: list[int] = []
+    for middle in (nn.BatchNorm1d(16), nn.Identity()):
+        model = nn.Sequential(nn.Linear(30, 16), middle, nn.ReLU(), nn.Linear(16, 2))
+        model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+        train_classifier(model, x, y, epochs=2, batch_size=8)
+    assert sizes == [8, 8, 8, 9] * 2 + [8, 8, 8, 8, 1] * 2
+
+
+def test_half_precision_and_autocast() -> None:
+    x, y = problem()
+    fit = adversarial_training(fortified().bfloat16(), x.bfloat16(), y, 0.05, steps=2, epochs=2)
+    assert fit.history["loss"].shape == (2,)
+    settings = {"steps": 2, "epochs": 15, "lr": 0.02, "batch_size": 32}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = adversarial_training(network(), x, y, 0.02, **settings).history["loss"]
+    # With weights that were cast once for all it would stay where it began.
+    assert loss[-1] < 0.85 * loss[0]
 
 
 def test_a_longer_training_goes_on_from_a_shorter_one(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mechanisms.robust.denoising import ConvDenoisingLayer, DenoisingLayer
+from mechanisms.robust.denoising import ConvDenoisingLayer, DenoisingLayer, ExpectationOverNoise, draws_noise
 from mechanisms.robust.fortified import FortifiedModel, fortified_loss, fortify
 
 
@@ -291,6 +292,65 @@ def test_a_module_that_is_called_twice_is_fortified_twice() -> None:
         fortified_loss(model, x, y, detach_target=True)
 
 
+def test_threads_trace_the_same_model_side_by_side() -> None:
+    model = fortified().eval()
+    inputs = [torch.rand(200, 6, dtype=torch.float64) for _ in range(2)]
+    expected = [model.trace(x) for x in inputs]
+    wrong: list[int] = []
+
+    def ask(place: int) -> None:
+        for _ in range(100):
+            found = model.trace(inputs[place])
+            model(inputs[place])
+            if len(found.before) != 2 or not torch.allclose(found.after[1], expected[place].after[1]):
+                wrong.append(place)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(ask, range(2)))  # an error in a thread is raised here
+    assert wrong == []
+
+
+def test_modules_kept_in_evaluation_mode_stay_in_it() -> None:
+    plain = network(norm=True)
+    plain[1].eval()
+    model = fortify(plain, {"2": DenoisingLayer(8, 5)})
+    assert not plain[1].training
+    assert model.training
+    assert model.layers["2"].training
+
+
+def test_modules_may_have_the_names_of_methods_of_dictionaries() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor, scale: float | int = 1.0) -> torch.Tensor:
+            return self.head(self.values(x)) * scale
+
+    model = fortify(Named(), {"values": DenoisingLayer(8, 5)}).eval()
+    x = torch.rand(4, 6)
+    assert len(model.trace(x).before) == 1
+    torch.testing.assert_close(model(x, scale=2), 2 * model(x))
+    assert "layers./values.weights.0" in model.state_dict()
+
+
+def test_labels_of_any_integer_type_and_the_largest_smoothing() -> None:
+    model, (x, y) = fortified(), batch()
+    for kind in (torch.uint8, torch.int32):
+        assert torch.equal(fortified_loss(model, x, y.to(kind)).total, fortified_loss(model, x, y).total)
+    for classes in range(2, 60):
+        fortified_loss(nn.Linear(6, classes).double(), x, y % 2, label_smoothing=1 - 1 / classes)
+    assert fortified_loss(model, x[:0], y[:0]).logits.shape == (0, 3)
+
+
+def test_noise_of_layers_is_seen_from_the_network_within() -> None:
+    model = fortified(0.1)
+    assert draws_noise(model.model)
+    assert not draws_noise(ExpectationOverNoise(model.model))
+    assert not draws_noise(model.eval().model)
+
+
 def test_a_failed_pass_leaves_nothing_behind() -> None:
     model, (x, _) = fortified(), batch()
     with pytest.raises(RuntimeError):
@@ -364,6 +424,18 @@ def of_loss(**settings: object) -> Callable[[], object]:
             lambda: fortify(Unreached(), {"spare": DenoisingLayer(3, 2)}).trace(torch.rand(3, 6)),
             ValueError,
             r"did not go through \['spare'\]",
+        ),
+        (
+            lambda: fortified_loss(nn.Sequential(nn.Identity(), fortified()), *batch()),
+            ValueError,
+            "is a Sequential with denoising layers inside, whose reconstruction cannot be seen; give the Fort",
+        ),
+        (lambda: fortified_loss(fortified().model, *batch()), ValueError, "cannot be seen"),
+        (lambda: fortified_loss(nn.DataParallel(fortified()), *batch()), ValueError, "is a DataParallel"),
+        (
+            lambda: fortify(network(), {}, inputs=DenoisingLayer(6, 4).double())(input=batch()[0]),
+            ValueError,
+            "first input by place, not by keyword",
         ),
         (of_loss(lambda_rec=-1), ValueError, "lambda_rec=-1: it must be >= 0"),
         (of_loss(lambda_adv=-1), ValueError, "lambda_adv=-1: it must be >= 0"),

@@ -103,6 +103,27 @@ def test_rows_that_hang_together_are_told() -> None:
         off_manifold_detector(fortified, rows(100))
 
 
+def test_inputs_that_are_not_finite_are_flagged() -> None:
+    detector = off_manifold_detector(model(), rows(200))
+    odd = rows(4)
+    odd[0], odd[1, 2], odd[2, 0] = torch.inf, torch.nan, 1e30
+    assert detector(odd)[:3].all()
+    assert detector.verify(odd[:3]).rate == 1
+
+
+def test_equal_scores_are_not_flagged() -> None:
+    same = rows(1).repeat(200, 1)
+    assert off_manifold_detector(model(), same).held_out.flagged == 0
+
+
+@pytest.mark.unhooked
+def test_compiled_models_are_scored() -> None:
+    fortified = model()
+    compiled = torch.compile(fortified, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(off_manifold_score(compiled, rows(9)), off_manifold_score(fortified, rows(9)))
+    assert off_manifold_detector(compiled, rows(200))(rows(9)).shape == (9,)
+
+
 def test_noise_at_evaluation_warns() -> None:
     fortified = fortify(nn.Sequential(nn.Linear(5, 2)), {"0": DenoisingLayer(2, 2, noise="always")}).eval()
     with pytest.warns(UserWarning, match="verdicts change from call to call"):
@@ -121,6 +142,11 @@ def test_noise_at_evaluation_warns() -> None:
         (lambda: off_manifold_detector(model(), rows(0)), ValueError, "0 clean rows leave 0"),
         (lambda: off_manifold_detector(model(), rows(100), 0), ValueError, "false_positive_rate=0"),
         (lambda: off_manifold_detector(model(), rows(100), 1.0), ValueError, "false_positive_rate=1"),
+        (
+            lambda: off_manifold_detector(model(), torch.cat([rows(99), rows(1) * torch.inf])),
+            ValueError,
+            "1 of 100 clean rows have no finite score",
+        ),
         (lambda: off_manifold_detector(model(), rows(100), held_out=1), ValueError, "held_out=1"),
         (lambda: off_manifold_detector(model(), rows(100)).verify(rows(0)), ValueError, "x_clean is empty"),
     ],

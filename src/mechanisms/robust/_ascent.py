@@ -18,7 +18,7 @@ from mechanisms.robust.denoising import mixes_rows
 
 NORMS = ("linf", "l2")
 LOSSES = ("cross_entropy", "margin")
-ROWS = 1024  # of one pass: starts of fewer rows go together, larger sets are cut
+ROWS = 1024  # of one pass, by default: starts of fewer rows go together, larger sets are cut
 
 Step = Callable[[Tensor, Tensor], None]
 
@@ -102,21 +102,21 @@ def climb(
     step, classes = _step(x, attack), _Classes(y, attack)
     best: Tensor | None = None
     margin: Tensor | None = None
-    current = start.clone().requires_grad_()
+    points = start.clone()
+    current = points.detach().requires_grad_()  # the same numbers, and autograd's eyes on them
     for count in range(attack.steps):
         logits = _logits(model, current, attack.classes)
-        with torch.no_grad():
-            if attack.keep == "best":
-                best, margin = _better(best, margin, current, classes.margin(logits))
-            (gradient,) = torch.autograd.grad(logits, current, classes.gradient(logits))
-            if watch and count == 0:
-                _check_gradient(gradient)
-            step(current, gradient)
-    current = current.detach()
+        found = logits.detach()
+        if attack.keep == "best":
+            best, margin = _better(best, margin, points, classes.margin(found))
+        (gradient,) = torch.autograd.grad(logits, current, classes.gradient(found))
+        if watch and count == 0:
+            _check_gradient(gradient)
+        step(points, gradient)
     if attack.keep == "last":
-        return current, None
+        return points, None
     with torch.no_grad():
-        return _better(best, margin, current, classes.margin(model(current)))
+        return _better(best, margin, points, classes.margin(model(points)))
 
 
 def strongest(
@@ -125,12 +125,13 @@ def strongest(
     y: Int[Tensor, " rows"],
     attack: Attack,
     generators: Sequence[torch.Generator | None],
+    most: int = ROWS,
 ) -> Float[Tensor, "rows ..."]:
-    """The strongest of one start for each generator, inside `frozen`; starts go together while they are few rows."""
+    """The strongest of one start for each generator, inside `frozen`; starts go together up to `most` rows."""
     starts = [random_points(x, attack, one) if attack.random_start else x for one in generators]
     if len(starts) == 1:
         return climb(model, x, y, attack, starts[0], watch=True)[0]
-    together = 1 if mixes_rows(model) else max(1, ROWS // len(x))
+    together = 1 if mixes_rows(model) else max(1, most // len(x))
     found, margins = [], []
     for first in range(0, len(starts), together):
         some = starts[first : first + together]
@@ -156,7 +157,9 @@ def survivors(
 ) -> Bool[Tensor, " rows"]:
     """Which rows no iterate of any start fools, inside `frozen`; rows that are fooled leave the batch."""
     with torch.no_grad():
-        right = model(x).argmax(1) == y
+        logits = model(x)
+        _check_logits(logits, x, attack.classes)
+        right = logits.argmax(1) == y
     if attack.eps == 0:
         return right
     for one in generators:
@@ -193,13 +196,17 @@ def _logits(model: nn.Module, rows: Tensor, classes: int) -> Tensor:
     logits = model(rows)
     if not logits.requires_grad:
         raise ValueError("the model's logits have no gradient by the input; this attack needs one (try one without)")
+    _check_logits(logits, rows, classes)
+    return logits
+
+
+def _check_logits(logits: Tensor, rows: Tensor, classes: int) -> None:
     if logits.dim() != 2 or len(logits) != len(rows) or logits.shape[1] < 2:
         raise ValueError(
             f"the model returns shape {tuple(logits.shape)} for {len(rows)} rows; expected logits (n, K), K from 2"
         )
     if logits.shape[1] < classes:
         raise ValueError(f"y holds the label {classes - 1} and the model returns {logits.shape[1]} logits")
-    return logits
 
 
 def _check_gradient(gradient: Tensor) -> None:
@@ -226,7 +233,10 @@ def _step(x: Tensor, attack: Attack) -> Step:
 
 
 def _l2_step(x: Tensor, attack: Attack, current: Tensor, gradient: Tensor) -> None:
-    current.addcmul_(gradient, _per_row(attack.step_size / _norms(gradient), x))
+    # By its largest number first: squares of tiny numbers are 0, and a step over a norm of 0 is infinite.
+    largest = gradient.flatten(1).abs().amax(1).clamp_(min=torch.finfo(x.dtype).tiny)
+    unit = gradient / _per_row(largest, x)
+    current.addcmul_(unit, _per_row(attack.step_size / _norms(unit).clamp_(min=1), x))
     away = current.sub_(x)
     away.mul_(_per_row((attack.eps / _norms(away)).clamp_(max=1), x))
     # Clipping comes nearer to x in every coordinate, so that it does not leave the ball.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from mechanisms.robust._insertions import inserted
+
 
 def check_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
     """Inputs without their graph, labels that index, and how many classes they name."""
@@ -33,3 +35,6 @@ def check_evaluating(model: nn.Module) -> None:
     """An error for a model in training mode, whose answers depend on batch and noise."""
     if model.training:
         raise ValueError("the model is in training mode; call its eval() before evaluating it")
+    # A network that was fortified does not know its layers: its own eval() leaves them as they are.
+    if any(layer.training for layer in inserted(model)):
+        raise ValueError("denoising layers of the model are in training mode; call eval() of the FortifiedModel")

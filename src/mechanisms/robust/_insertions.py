@@ -1,17 +1,22 @@
 """The hooks that send a module's output, or a model's input, through a layer, and what is checked when they are set."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Tape:
-    """What the layers of a pass got and gave, while it is traced."""
+class Tape(threading.local):
+    """What the layers of a pass got and gave, while it is traced; each thread has its own, for passes side by side."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[int, Tensor, Tensor]] | None = None
+
+    def __reduce__(self) -> tuple[type["Tape"], tuple[()]]:
+        # What belongs to threads cannot be copied; a copy of the model begins with an empty one.
+        return Tape, ()
 
 
 class Insertion:
@@ -22,6 +27,8 @@ class Insertion:
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Before the module's forward: its first input, denoised."""
+        if not inputs:
+            raise ValueError(f"{self.where} is not there: give the model its first input by place, not by keyword")
         return (self._denoised(inputs[0]), *inputs[1:])
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor:
@@ -42,6 +49,22 @@ class Insertion:
         if self.tape.entries is not None:
             self.tape.entries.append((self.place, h, denoised))
         return denoised
+
+
+def inserted(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers that hooks of the model's modules go through; they need be no modules of the model."""
+    for module in model.modules():
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+            insertion = getattr(hook, "__self__", None)
+            if isinstance(insertion, Insertion):
+                yield insertion.layer
+
+
+def modules_reached(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules that a pass may go through, those of inserted layers too; some of them twice."""
+    yield from model.modules()
+    for layer in inserted(model):
+        yield from layer.modules()
 
 
 def module_named(modules: dict[str, nn.Module], name: str) -> nn.Module:

@@ -49,6 +49,7 @@ def pgd(
     loss: str = "cross_entropy",
     keep: str = "best",
     generator: torch.Generator | None = None,
+    rows: int = ROWS,
     progress: Progress | None = None,
 ) -> Tensor:
     """Inputs near `x` that a classifier takes for something else, by projected gradient descent.
@@ -70,7 +71,8 @@ def pgd(
             was misclassified once is given back; "last" the last iterate (of the starts, the one with the largest
             margin), which saves a pass and is enough for training.
         generator: of the starts; torch's by default.
-        progress: called with rows done and all rows, some hundred at a time.
+        rows: the most rows of one pass, for a memory that does not hold more; another number has other starts.
+        progress: called with rows done and all rows, after every `rows` of them.
 
     Returns:
         Adversarial inputs of the shape, type and device of `x`, in [0, 1] and in the ball (in half precision up to its
@@ -90,7 +92,7 @@ def pgd(
     True
     """
     attack = Attack.checked(eps, steps, step_size, norm, random_start, loss, keep)
-    starts = _check_restarts(restarts, random_start)
+    starts, most = _check_restarts(restarts, random_start), int(check_number(rows, "rows", at_least=1))
     x, y, classes = check_inputs(x, y)
     attack = replace(attack, classes=classes)
     if attack.eps == 0 or len(x) == 0:
@@ -98,9 +100,9 @@ def pgd(
     generators = _generators(generator, starts, x) if random_start else [None]
     parts, done = [], 0
     with frozen(model):
-        for rows, labels in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            parts.append(strongest(model, rows, labels, attack, generators))
-            done += len(rows)
+        for points, labels in zip(x.split(most), y.split(most), strict=True):
+            parts.append(strongest(model, points, labels, attack, generators, most))
+            done += len(points)
             if progress is not None:
                 progress(done, len(x))
     return torch.cat(parts)
@@ -152,6 +154,7 @@ def withstands_pgd(
     random_start: bool = True,
     loss: str = "cross_entropy",
     generator: torch.Generator | None = None,
+    rows: int = ROWS,
     progress: Progress | None = None,
 ) -> Tensor:
     """Which examples are classified rightly whatever PGD tries; the mean is the accuracy under this attack.
@@ -161,7 +164,7 @@ def withstands_pgd(
 
     Args:
         model: as in `pgd`, in evaluation mode.
-        x, y, eps, steps, step_size, norm, restarts, random_start, loss, generator, progress: as in `pgd`.
+        x, y, eps, steps, step_size, norm, restarts, random_start, loss, generator, rows, progress: as in `pgd`.
 
     Returns:
         (n,) of truth values.
@@ -178,7 +181,7 @@ def withstands_pgd(
     True
     """
     attack = Attack.checked(eps, steps, step_size, norm, random_start, loss, "best")
-    starts = _check_restarts(restarts, random_start)
+    starts, most = _check_restarts(restarts, random_start), int(check_number(rows, "rows", at_least=1))
     x, y, classes = check_inputs(x, y)
     attack = replace(attack, classes=classes)
     check_evaluating(model)
@@ -193,9 +196,9 @@ def withstands_pgd(
     generators = _generators(generator, starts, x) if random_start else [None]
     right, done = [], 0
     with frozen(model):
-        for rows, labels in zip(x.split(ROWS), y.split(ROWS), strict=True):
-            right.append(survivors(model, rows, labels, attack, generators))
-            done += len(rows)
+        for points, labels in zip(x.split(most), y.split(most), strict=True):
+            right.append(survivors(model, points, labels, attack, generators))
+            done += len(points)
             if progress is not None:
                 progress(done, len(x))
     return torch.cat(right)

@@ -14,6 +14,7 @@ denoising noise) follow from `seed`. So models that are compared see the same ba
 (2,)
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -29,12 +30,14 @@ from mechanisms._base.seeds import seeded, stream_seed, torch_generator
 from mechanisms._base.validation import check_number
 from mechanisms.robust._ascent import Attack, climb, frozen, random_points
 from mechanisms.robust._classifier_checks import check_inputs
-from mechanisms.robust._training_file import read_training, write_training
+from mechanisms.robust._training_file import Place, read_training, write_training
+from mechanisms.robust.denoising import mixes_rows
 from mechanisms.robust.fortified import FortifiedLoss, fortified_loss
 
 __all__ = ["ClassifierFit", "adversarial_training", "train_classifier"]
 
 Progress = Callable[[int, int, float], None]
+KEEP_EVERY = 60.0  # seconds between two states of a training that are stored within an epoch
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -81,19 +84,23 @@ def train_classifier(
         x: inputs in [0, 1], (n, ...); moved to `device` as a whole.
         y: labels, (n,), integers from 0.
         epochs: passes through the data.
-        batch_size: rows of a step; the last of an epoch may be smaller.
+        batch_size: rows of a step; the last of an epoch may be smaller. A single row that is left over joins the batch
+            before it where the model has batch normalisation, which has no statistics of one row.
         lr: of Adam, whose other settings are torch's.
         make_optimizer: makes another optimiser from the parameters.
         label_smoothing, lambda_rec, detach_target: as in `fortified_loss`.
         seed: of the order of batches, of noise and of attacks; the weights are the caller's.
         device: where to compute; "auto" takes an accelerator when there is one.
         progress: called with steps done, all steps and the last loss, some times a second.
-        checkpoint: file that is written after every epoch and read at the start when it is there: a training that was
-            killed goes on and ends with the same weights (on the CPU bit by bit). It is kept; delete it to start anew.
+        checkpoint: file that is written after every epoch, and every minute within one, and read at the start when it
+            is there: a training that was killed goes on and ends with the same weights (on the CPU bit by bit). It is
+            kept; delete it to start anew.
+
+    The loop may stand inside `torch.autocast`; it has no scaling of gradients, so that bfloat16 is the type to take.
 
     Raises:
         ValueError: inputs outside [0, 1], labels that do not fit, settings out of range, a checkpoint of a training
-            with other settings.
+            with other settings, other examples or another model.
 
     Source: the Fortified Networks paper's settings: Adam 1e-3, batches of 128, smoothing 0.1.
 
@@ -213,36 +220,65 @@ class _Loop:
         starts = torch_generator(self.seed, "attack", self.device)
         settings = settings | {"batch_size": self.batch_size, "lr": self.lr, "seed": self.seed, "x": tuple(x.shape)}
         settings |= {"optimizer": type(optimizer).__name__}
+        if self.path is not None:
+            settings |= {"examples": _digest(x, y)}
         parts = {"model": model, "optimizer": optimizer}
         streams = {"batches": order, "attack": starts} | _noise_streams(model)
         history: dict[str, list[list[float]]] = {}
-        total, shown = self.epochs * -(-len(x) // self.batch_size), time.monotonic()
+        sizes = self._sizes(model, len(x))
+        total, shown = self.epochs * len(sizes), time.monotonic()
         with seeded(stream_seed(self.seed, "noise"), self.device):
-            begun = 0 if self.path is None else read_training(self.path, settings, parts, streams, history)
-            done = begun * (total // self.epochs)
-            for epoch in range(begun, self.epochs):
+            begun = Place() if self.path is None else read_training(self.path, settings, parts, streams, history)
+            done, kept = begun.epochs * len(sizes) + begun.batches, time.monotonic()
+            for epoch in range(begun.epochs, self.epochs):
                 model.train()
-                sums = _Sums()
-                for rows in torch.randperm(len(x), generator=order).to(self.device).split(self.batch_size):
+                sums, before = _Sums(begun, self.device), order.clone_state()
+                batches = torch.randperm(len(x), generator=order).to(self.device).split(sizes)
+                for place, rows in enumerate(batches[begun.batches :], begun.batches + 1):
                     inputs, labels = x[rows], y[rows]
                     loss = objective(inputs, labels, starts)
                     optimizer.zero_grad(set_to_none=True)
                     loss.total.backward()
                     optimizer.step()
+                    # Inside autocast the next pass would find this one's weights, cast before the step.
+                    torch.clear_autocast_cache()
                     sums.add(loss, labels)
                     done += 1
                     # The loss is read from the device, which waits for it, only when it is shown.
                     if self.progress is not None and (time.monotonic() - shown >= 0.2 or done == total):
                         shown = time.monotonic()
                         self.progress(done, total, float(loss.total.detach()))
+                    if self.path is not None and place < len(sizes) and time.monotonic() - kept >= KEEP_EVERY:
+                        # The epoch's order is drawn again when it is gone on with.
+                        now, drawn = Place(epoch, place, sums.sums, sums.rows), streams | {"batches": before}
+                        write_training(self.path, settings, now, parts, drawn, history)
+                        kept = time.monotonic()
                 for name, values in sums.means().items():
                     history.setdefault(name, []).append(values)
+                begun = Place(epoch + 1)
                 if self.path is not None:
-                    write_training(self.path, settings, epoch + 1, parts, streams, history)
+                    write_training(self.path, settings, begun, parts, streams, history)
+                    kept = time.monotonic()
         single = {"loss", "accuracy", "classification", "adversarial", "adversarial_accuracy"}
         curves = {name: np.array(values) for name, values in history.items()}
         curves = {name: curve[:, 0] if name in single else curve for name, curve in curves.items()}
         return ClassifierFit(model.eval(), curves)
+
+    def _sizes(self, model: nn.Module, rows: int) -> list[int]:
+        """Rows of each batch of an epoch."""
+        whole, rest = divmod(rows, self.batch_size)
+        sizes = [self.batch_size] * whole + [rest] * (rest > 0)
+        if len(sizes) > 1 and sizes[-1] == 1 and mixes_rows(model.train()):
+            sizes[-2:] = [sizes[-2] + 1]
+        return sizes
+
+
+def _digest(x: Tensor, y: Tensor) -> str:
+    """What tells one set of examples from another."""
+    found = hashlib.sha256()
+    for part in (x, y):
+        found.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def _check_examples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -261,9 +297,9 @@ def _noise_streams(model: nn.Module) -> dict[str, torch.Generator]:
 class _Sums:
     """Row-weighted sums of an epoch's losses, kept on the device."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.rows = 0
+    def __init__(self, begun: Place, device: torch.device) -> None:
+        self.sums = {name: part.to(device) for name, part in begun.sums.items()}
+        self.rows = begun.rows
 
     @torch.no_grad()
     def add(self, loss: FortifiedLoss, labels: Tensor) -> None:

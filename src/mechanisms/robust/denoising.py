@@ -3,7 +3,8 @@
     D(h) = act(act((h + s ε) A + b) A^T + c),   ε ~ N(0, I),   s = 0.1
 
 The activation is on the output too, and the decoder's weights are the encoder's, transposed, unless `tied=False`. A is
-drawn from U(-1/sqrt(d+r), +1/sqrt(d+r)) for d features and r hidden units, biases are 0. `iterations=2` applies D
+drawn from U(-1/sqrt(d+r), +1/sqrt(d+r)) for d features and r hidden units (of a convolution, channels times the
+kernel's size, so that sums are as large), biases are 0. `iterations=2` applies D
 twice, with noise the first time only; several hidden sizes make a deeper autoencoder, whose innermost code may have
 noise too.
 
@@ -27,6 +28,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mechanisms._base.validation import check_choice, check_number
+from mechanisms.robust._insertions import modules_reached
 
 __all__ = ["ConvDenoisingLayer", "DenoisingLayer", "ExpectationOverNoise", "draws_noise", "mixes_rows"]
 
@@ -304,7 +306,7 @@ class ExpectationOverNoise(nn.Module):
         while left:
             count = min(left, together)
             logits = self.model(x.repeat(count, *[1] * (x.dim() - 1)) if count > 1 else x)
-            total = total + logits.view(count, len(x), *logits.shape[1:]).sum(0)
+            total = total + logits.reshape(count, len(x), *logits.shape[1:]).sum(0)
             left -= count
         return total / self.draws
 
@@ -321,10 +323,10 @@ def draws_noise(model: nn.Module) -> bool:
     (True, False)
     """
     averages = [module for module in model.modules() if isinstance(module, ExpectationOverNoise)]
-    averaged = {id(inner) for module in averages for inner in module.modules()}
+    averaged = {id(inner) for module in averages for inner in modules_reached(module)}
     return any(
         isinstance(module, _Denoiser) and module.draws_noise and id(module) not in averaged
-        for module in model.modules()
+        for module in modules_reached(model)
     )
 
 
@@ -336,7 +338,7 @@ def mixes_rows(model: nn.Module) -> bool:
     """
     return any(
         isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-        for module in model.modules()
+        for module in modules_reached(model)
     )
 
 

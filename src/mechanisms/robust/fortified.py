@@ -29,6 +29,7 @@ Lamb, Binas, Goyal, Serdyuk, Subramanian, Mitliagkas, Bengio: "Fortified Network
 Networks by Modeling the Manifold of Hidden Representations", 2018, arXiv 1804.02485.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,7 +39,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mechanisms._base.validation import check_number
-from mechanisms.robust._insertions import Insertion, Tape, check_layers, check_places, full, module_named, unwrapped
+from mechanisms.robust._insertions import (
+    Insertion,
+    Tape,
+    check_layers,
+    check_places,
+    full,
+    inserted,
+    module_named,
+    unwrapped,
+)
 from mechanisms.robust.denoising import ConvDenoisingLayer, DenoisingLayer, draws_noise, mixes_rows
 
 __all__ = ["FortifiedLoss", "FortifiedModel", "Trace", "fortified_loss", "fortify"]
@@ -99,22 +109,26 @@ class FortifiedModel(nn.Module):
             insertion = Insertion("the input", 0, inputs, self._tape)
             self._handles.append(model.register_forward_pre_hook(insertion.before))
         for place, (name, layer) in enumerate(layers.items(), len(self.layers)):
-            self.layers[name.replace(".", "/")] = layer
+            key = name.replace(".", "/")
+            # Of a name that module dictionaries have for themselves ("values"), no entry can be made.
+            self.layers[f"/{key}" if hasattr(self.layers, key) else key] = layer
             insertion = Insertion(f"layer {name!r}", place, layer, self._tape)
             self._handles.append(places[name].register_forward_hook(insertion.after))
-        self.train(model.training)
+        # The layers alone: of the model some modules may be kept in evaluation mode on purpose.
+        self.training = model.training
+        self.layers.train(model.training)
 
     @property
     def draws_noise(self) -> bool:
         """Whether a call draws noise in the present mode: then an attack must average over it."""
         return draws_noise(self)
 
-    def forward(self, *inputs: Any, trace: bool = False) -> Any:
+    def forward(self, *inputs: Any, trace: bool = False, **named: Any) -> Any:
         """Logits (n, K) of what the model takes; with `trace`, a `Trace`."""
         entries: list[tuple[int, Tensor, Tensor]] = []
         # Set at every pass: one that ended with an error must not leave a list behind.
         self._tape.entries = entries if trace else None
-        logits = self.model(*inputs)
+        logits = self.model(*inputs, **named)
         self._tape.entries = None
         if not trace:
             return logits
@@ -125,13 +139,13 @@ class FortifiedModel(nn.Module):
         entries.sort(key=lambda entry: entry[0])
         return Trace(logits, [before for _, before, _ in entries], [after for _, _, after in entries])
 
-    def trace(self, *inputs: Any) -> Trace:
+    def trace(self, *inputs: Any, **named: Any) -> Trace:
         """Logits and what each fortified layer got and gave.
 
         A module that the model calls several times has an entry for each call; one that the pass leaves out is a
         ValueError. Through a wrapper such as `DistributedDataParallel`, ask by `wrapped(x, trace=True)`.
         """
-        return self(*inputs, trace=True)
+        return self(*inputs, trace=True, **named)
 
     def set_generator(self, generator: torch.Generator | None) -> None:
         """Draw the noise of all layers from this generator; `None` is torch's."""
@@ -242,7 +256,8 @@ def fortified_loss(
 
     Raises:
         ValueError: a negative weight, a weight for L_adv without `x_adv`, shapes of `x` and `x_adv` that differ,
-            smoothing outside [0, 1 - 1 / K].
+            smoothing outside [0, 1 - 1 / K]; a model that holds denoising layers without being a `FortifiedModel`, so
+            that its reconstruction cannot be seen.
 
     Source: the paper, section 3; the released code's means over features.
 
@@ -261,14 +276,20 @@ def fortified_loss(
     if x_adv is not None and x_adv.shape != x.shape:
         raise ValueError(f"x has shape {tuple(x.shape)} and x_adv {tuple(x_adv.shape)}; they must be alike")
 
-    clean, attacked = _passes(model, x, x_adv, one_pass)
     inner = unwrapped(model)
+    if lambda_rec + lambda_adv > 0 and not isinstance(inner, FortifiedModel) and any(True for _ in inserted(inner)):
+        raise ValueError(
+            f"the model is a {type(inner).__name__} with denoising layers inside, whose reconstruction cannot be seen; "
+            "give the FortifiedModel (fortify the outermost model), or lambda_rec=0"
+        )
+    clean, attacked = _passes(model, x, x_adv, one_pass)
     if detach_target and isinstance(inner, FortifiedModel):
         clean, attacked = _blocked(inner, clean), None if attacked is None else _blocked(inner, attacked)
 
     targets = clean.before
     reconstruction = _errors(clean.after, targets, x)
     smoothing = _torch_smoothing(label_smoothing, clean.logits)
+    y = y if y.is_floating_point() else y.long()
     classification = functional.cross_entropy(clean.logits, y, label_smoothing=smoothing)
     total, adversarial, adversarial_reconstruction = classification, None, None
     if attacked is not None:
@@ -282,7 +303,9 @@ def fortified_loss(
 
     with torch.no_grad():
         norms = [torch.linalg.vector_norm(full(h).flatten(1), dim=1) for h in [*targets, *clean.after]]
-        squares = [norm.square().mean() / max(1, h[0].numel()) for norm, h in zip(norms, targets, strict=False)]
+        squares = [
+            norm.square().mean() / max(1, math.prod(h.shape[1:])) for norm, h in zip(norms, targets, strict=False)
+        ]
         means = _stack([norm.mean() for norm in norms], x)
     return FortifiedLoss(
         total=total,
@@ -349,4 +372,4 @@ def _torch_smoothing(label_smoothing: float | int, logits: Tensor) -> float:
         )
     classes = logits.shape[1]
     smoothing = check_number(label_smoothing, "label_smoothing", at_least=0, at_most=1 - 1 / classes)
-    return smoothing * classes / (classes - 1)
+    return min(1.0, smoothing * classes / (classes - 1))

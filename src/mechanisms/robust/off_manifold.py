@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 
 import torch
 from scipy.stats import beta
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechanisms._base.seeds import torch_generator
 from mechanisms._base.validation import check_number
 from mechanisms.robust._classifier_checks import check_evaluating
-from mechanisms.robust._insertions import full
+from mechanisms.robust._insertions import full, unwrapped
+from mechanisms.robust.denoising import draws_noise
 from mechanisms.robust.fortified import FortifiedModel
 
 __all__ = ["FalsePositives", "OffManifoldDetector", "off_manifold_detector", "off_manifold_score"]
@@ -31,15 +32,16 @@ ROWS = 1024
 
 
 @torch.no_grad()
-def off_manifold_score(model: FortifiedModel, x: Tensor) -> Tensor:
+def off_manifold_score(model: nn.Module, x: Tensor) -> Tensor:
     """How far the hidden states of each input are moved by denoising.
 
     Args:
-        model: a fortified model with at least one layer, in evaluation mode.
+        model: a fortified model with at least one layer, in evaluation mode; also compiled.
         x: inputs, (n, ...).
 
     Returns:
-        (n,), from 0: sum_k mean_d (D_k(h_k) - h_k)^2, without noise in the layers whose noise is "train".
+        (n,), from 0: sum_k mean_d (D_k(h_k) - h_k)^2, without noise in the layers whose noise is "train". Not a number
+        for inputs that are not finite.
 
     Raises:
         TypeError: the model is no `FortifiedModel`.
@@ -53,9 +55,10 @@ def off_manifold_score(model: FortifiedModel, x: Tensor) -> Tensor:
     >>> off_manifold_score(model, torch.rand(5, 3)).shape
     torch.Size([5])
     """
-    if not isinstance(model, FortifiedModel):
-        raise TypeError(f"the model is a {type(model).__name__}; fortify it first, and train it")
-    if not model.names:
+    inner = unwrapped(model)
+    if not isinstance(inner, FortifiedModel):
+        raise TypeError(f"the model is a {type(inner).__name__}; fortify it first, and train it")
+    if not inner.names:
         raise ValueError("the model has no denoising layers; fortify it with at least one")
     check_evaluating(model)
     scores = [_errors(model, rows) for rows in x.split(ROWS)]
@@ -104,7 +107,7 @@ class OffManifoldDetector:
 
     Attributes:
         model: the fortified model.
-        threshold: rows with a larger score are flagged.
+        threshold: rows with a larger score are flagged, and those with none, because they are not finite.
         false_positive_rate: the rate that was asked for.
         held_out: the rate on clean rows that took no part in the choice of the threshold.
 
@@ -118,14 +121,14 @@ class OffManifoldDetector:
     tensor([True, True])
     """
 
-    model: FortifiedModel = field(repr=False)
+    model: nn.Module = field(repr=False)
     threshold: float
     false_positive_rate: float
     held_out: FalsePositives
 
     def __call__(self, x: Tensor) -> Tensor:
         """Which rows of `x` (n, ...) are flagged, (n,) of truth values."""
-        return off_manifold_score(self.model, x) > self.threshold
+        return _above(off_manifold_score(self.model, x), self.threshold)
 
     def verify(self, x_clean: Tensor) -> FalsePositives:
         """The rate on other clean rows: those of a later day, say."""
@@ -135,7 +138,7 @@ class OffManifoldDetector:
 
 
 def off_manifold_detector(
-    model: FortifiedModel,
+    model: nn.Module,
     x_clean: Tensor,
     false_positive_rate: float | int = 0.05,
     *,
@@ -153,8 +156,8 @@ def off_manifold_detector(
         seed: of the order.
 
     Raises:
-        TypeError, ValueError: as `off_manifold_score`; too few rows for the rate: the threshold takes at least
-            1 / α - 1 of them (19 for 0.05).
+        TypeError, ValueError: as `off_manifold_score`; clean rows without a finite score; too few rows for the rate:
+            the threshold takes at least 1 / α - 1 of them (19 for 0.05).
 
     Warns:
         UserWarning: the held-out rows are flagged more often than chance explains; or the model draws noise when
@@ -180,16 +183,19 @@ def off_manifold_detector(
             f"{len(x_clean)} clean rows leave {max(0, count)} for the threshold; a rate of {rate:g} takes at least "
             f"{needed}: give more rows, or a higher rate"
         )
-    if getattr(model, "draws_noise", False):
+    if draws_noise(model):
         warnings.warn(
             "the model draws noise when it is evaluated: verdicts change from call to call (noise='train' does not)",
             stacklevel=2,
         )
     order = torch.randperm(len(x_clean), generator=torch_generator(seed, "calibration")).to(x_clean.device)
     scores = off_manifold_score(model, x_clean[order])
+    if not bool(scores.isfinite().all()):
+        bad = int((~scores.isfinite()).sum())
+        raise ValueError(f"{bad} of {len(scores)} clean rows have no finite score; clean or drop them")
     first, rest = scores[:count], scores[count:]
     threshold = float(first.sort(descending=True).values[allowed])
-    verified = FalsePositives.counted(int((rest > threshold).sum()), len(rest), rate)
+    verified = FalsePositives.counted(int(_above(rest, threshold).sum()), len(rest), rate)
     # Rows of one set are flagged this often once in a million sets or less.
     if verified.flagged and beta.ppf(1e-6, verified.flagged, verified.rows - verified.flagged + 1) > rate:
         warnings.warn(
@@ -200,7 +206,12 @@ def off_manifold_detector(
     return OffManifoldDetector(model, threshold, rate, verified)
 
 
-def _errors(model: FortifiedModel, rows: Tensor) -> Tensor:
-    _, before, after = model.trace(rows)
+def _above(scores: Tensor, threshold: float) -> Tensor:
+    # What is not a number is above every threshold.
+    return ~(scores <= threshold)
+
+
+def _errors(model: nn.Module, rows: Tensor) -> Tensor:
+    _, before, after = model(rows, trace=True)
     errors = [full(found - h).flatten(1).square().mean(1) for h, found in zip(before, after, strict=True)]
     return torch.stack(errors).sum(0)
