@@ -252,7 +252,8 @@ class _Found:
     @torch.no_grad()
     def _losses(self, x: Tensor) -> Float[Tensor, " m"]:
         parts = [self.question.seen(part) for part in x.split(self.attacked.batch_size)]
-        return nn.functional.cross_entropy(torch.cat(parts).double(), self.y, reduction="none")
+        # On the CPU: not every accelerator knows double precision.
+        return nn.functional.cross_entropy(torch.cat(parts).cpu().double(), self.y.cpu(), reduction="none")
 
 
 def _randomness(attacked: Attacked) -> MaskingCheck:

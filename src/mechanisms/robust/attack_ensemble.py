@@ -90,8 +90,8 @@ def robust_accuracy(
         seed: everything random follows from it; torch's and NumPy's own generators are left as they were.
         keep_examples: whether the report keeps the worst inputs.
         progress: called with passes done, passes in all at most, and the stage.
-        partial: called with the report so far after every attack and check, so that an interrupted run keeps what it
-            has.
+        partial: called with the report so far after every attack and check, and with what an attack that was
+            interrupted had found.
 
     Raises:
         TypeError: a model that is no module; inputs or labels that are no numbers.
@@ -139,7 +139,11 @@ def robust_accuracy(
             )
         run = _Run(attacked, surrogate, names, rounds, effort, keep_examples, progress, partial)
         with frozen(model), frozen(surrogate if surrogate is not None else model):
-            return run.all(budgets, checks)
+            try:
+                return run.all(budgets, checks)
+            except KeyboardInterrupt:
+                run.tell_partial()
+                raise
 
 
 class _Run:
@@ -233,7 +237,7 @@ class _Run:
             carry_out(self.attacks[name], worst, self.seen, rows, self.effort, stream, advance)
         if not round_:
             self.after[name][worst.eps] = float(worst.share.mean())
-        self._tell_partial()
+        self.tell_partial()
 
     def _search(self, rows: Tensor, stream: str, advance: Callable[[int], None]) -> None:
         for place, part in enumerate(rows.split(self.attacked.batch_size)):
@@ -257,10 +261,11 @@ class _Run:
                 weaker = (worst.share < larger.share).nonzero().flatten()
                 if len(weaker):
                     larger.propose(weaker, worst.examples[weaker])
-            self._tell_partial()
+            self.tell_partial()
 
-    def _tell_partial(self) -> None:
-        if self.partial is not None:
+    def tell_partial(self) -> None:
+        """Hand over the report of what has been found, once an attack has ended."""
+        if self.partial is not None and any(eps > 0 for left in self.after.values() for eps in left):
             self.partial(self._report(complete=False))
 
     def _report(self, complete: bool) -> RobustnessReport:
