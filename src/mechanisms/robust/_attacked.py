@@ -101,11 +101,9 @@ def check_attacked(model: Any, x: Any, y: Any, draws: int | None, batch_size: in
             are no logits.
     """
     check_model(model)
-    home = next((tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()), None)
-    device = home.device if home is not None else x.device if isinstance(x, Tensor) else torch.device("cpu")
+    device, dtype = home(model, x)
     inputs = check_inputs(x).to(device)
     labels = _check_labels(y, len(inputs)).to(device)
-    dtype = home.dtype if home is not None else torch.float32
     once = Attacked(model, inputs, labels, 0, dtype, 1, False, batch_size)
     logits = _first_pass(once)
     classes = logits.shape[1]
@@ -120,6 +118,14 @@ def check_attacked(model: Any, x: Any, y: Any, draws: int | None, batch_size: in
     randomised = not torch.allclose(logits[: len(part)], again, rtol=1e-3, atol=near)
     averaged = (MANY if draws is None else draws) if randomised else 1
     return Attacked(model, inputs, labels, classes, dtype, averaged, randomised, batch_size)
+
+
+def home(model: nn.Module, x: Any) -> tuple[torch.device, torch.dtype]:
+    """Where a classifier is and its precision, by its first floating-point tensor; one without follows the inputs."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return (x.device if isinstance(x, Tensor) else torch.device("cpu")), torch.float32
 
 
 def check_model(model: Any, name: str = "the model") -> None:
@@ -205,7 +211,15 @@ def _first_pass(attacked: Attacked) -> Tensor:
             f"the model returned {tuple(output.shape)} ({output.dtype}) for one example, expected logits (1, classes); "
             "a single output z for two classes becomes torch.stack([-z / 2, z / 2], 1)"
         )
-    logits = attacked.logits(attacked.x)
+    try:
+        logits = attacked.logits(attacked.x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"the model takes one example, and no batch of {min(len(attacked.x), attacked.batch_size)}: {lines[0]}"
+        ) from error
     if len(logits) != len(attacked.x):
         raise ValueError(
             f"the model returned {len(logits)} rows of logits for {len(attacked.x)} examples in batches of up to "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mechanisms._base.seeds import seeded, stream_seed
 from mechanisms._base.validation import check_choice, check_number
-from mechanisms.robust._attacked import Attacked, Worst, check_attacked, check_eps, check_model
+from mechanisms.robust._attacked import Attacked, Worst, check_attacked, check_eps, check_model, home
 from mechanisms.robust._attacks import (
     ATTACKS,
     FEWEST_CLASSES,
@@ -121,15 +121,14 @@ def robust_accuracy(
     size = int(check_number(batch_size, "batch_size", at_least=1))
     averaged = None if draws is None else int(check_number(draws, "draws", at_least=1))
     budgets = check_eps(eps)
+    check_model(model)
     if isinstance(model, ExpectationOverNoise):
         # Its draws are taken one by one, so that the judgement is of the classifier and not of its mean.
-        check_model(model)
         model, averaged = model.model, averaged or model.draws
     if surrogate is not None:
         check_model(surrogate, "the surrogate")
     check_library(names)
-    device = next((tensor.device for tensor in model.parameters()), "cpu") if isinstance(model, nn.Module) else "cpu"
-    with seeded(stream_seed(seed, "noise of the model"), device), torch.inference_mode(False):
+    with seeded(stream_seed(seed, "noise of the model"), home(model, x)[0]), torch.inference_mode(False):
         attacked = check_attacked(model, x, y, averaged, size)
         if attacked.randomised and attacked.draws == 1:
             warnings.warn(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BUDGETS = "0.01,0.03,0.1,0.3"
 NAME = "robustness"  # of the files written
+RANGE = "95 %"  # the column with the interval
 
 
 def attack(
@@ -47,11 +48,15 @@ def attack(
 ) -> None:
     """Attack a classifier of yours, and say whether the outcome can be believed.
 
-    An ensemble of attacks from two libraries, with restarts and without gradients, on your network and your images:
-    accuracy by budget, an upper bound of the true robust accuracy. Checks tell a network that is robust from one that
-    hides its gradients.
+    An ensemble of attacks from two libraries, with restarts and without
+    gradients, on your network and images: accuracy by budget, an upper bound
+    of the true robust accuracy. Checks tell a network that is robust from one
+    that hides its gradients.
 
-    The network normalises its inputs itself and returns logits. Ctrl-C keeps what was done.
+    mech attack networks.small:make --weights weights.pt --data images.npz
+
+    The network normalises its inputs itself and returns logits.
+    Ctrl-C keeps what was done.
     \f
 
     Raises:
@@ -134,9 +139,9 @@ def _carry_out(request: Request, to: Path) -> bool:
     other = None
     if request.surrogate is not None and request.surrogate_weights is not None:
         other = build_classifier(request.surrogate, Path(request.surrogate_weights)).to(device)
-    so_far: list[RobustnessReport] = []
+    latest: list[RobustnessReport] = []
     began = time.monotonic()
-    complete = True
+    stopped: KeyboardInterrupt | RuntimeError | None = None
     with warnings.catch_warnings(record=True) as caught, _progress() as progress:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -156,22 +161,25 @@ def _carry_out(request: Request, to: Path) -> bool:
                 batch_size=request.batch_size,
                 seed=request.seed,
                 progress=progress,
-                partial=lambda report: so_far.__setitem__(slice(None), [report]),
+                partial=lambda so_far: latest.__setitem__(slice(None), [so_far]),
             )
-        except KeyboardInterrupt:
-            if not so_far:
-                _say("interrupted: ", "yellow", "no attack had ended, nothing is written")
-                return False
-            (report,), complete = so_far, False
-        except torch.OutOfMemoryError:
-            raise ValueError(
-                f"the {device.type} ran out of memory with --batch-size {request.batch_size}; give a smaller one"
-            ) from None
+            latest[:] = [report]
+        except (KeyboardInterrupt, RuntimeError) as error:
+            stopped = error
     # Libraries warn of their own affairs; what concerns the figures is ours.
     notes = [text for text in dict.fromkeys(str(warning.message) for warning in caught) if "randomised" in text]
-    written = write_report(report, request, to, seconds=time.monotonic() - began, notes=notes)
-    _show(report, notes, written, complete)
-    return complete
+    if latest:
+        written = write_report(latest[0], request, to, seconds=time.monotonic() - began, notes=notes)
+        _show(latest[0], notes, written)
+    elif isinstance(stopped, KeyboardInterrupt):
+        _say("interrupted: ", "yellow", "no attack had ended, nothing is written")
+    if isinstance(stopped, torch.OutOfMemoryError):
+        raise ValueError(
+            f"the {device.type} ran out of memory with --batch-size {request.batch_size}; give a smaller one"
+        ) from None
+    if isinstance(stopped, RuntimeError):
+        raise ValueError(f"{request.factory} fails under attack: {stopped}") from None
+    return stopped is None
 
 
 def write_report(
@@ -225,13 +233,15 @@ def _page(report: RobustnessReport, request: Request, seconds: float, notes: lis
     from mechanisms.lab.report import Section, Table
     from mechanisms.lab.report import page as write_page
 
-    heads = report.heads()[:-2]
-    rows = [[*(row.get(head) for head in heads), _range(row["low"], row["high"])] for row in report.rows()]
-    table = Table([*heads, "95 %"], rows)
+    heads = _heads(report)
+    rows = [
+        [_range(row["low"], row["high"]) if head == RANGE else row.get(head) for head in heads] for row in report.rows()
+    ]
+    table = Table(heads, rows)
     explanation = (
         "The share of images that are classified rightly whatever was tried in the budget: an upper bound, with its "
-        "95\N{NO-BREAK SPACE}% interval for images drawn at random. Columns say what each attack of the first round "
-        "left, in this order."
+        "95\N{NO-BREAK SPACE}% interval for images drawn at random. The columns behind it say what each attack of the "
+        "first round left, in this order."
     )
     sections = [Section("Accuracy against budget", [draw_accuracy(report), explanation, table])]
     if report.checks:
@@ -296,7 +306,7 @@ def _made(report: RobustnessReport, request: Request, seconds: float) -> str:
     )
 
 
-def _show(report: RobustnessReport, notes: list[str], written: list[Path], complete: bool) -> None:
+def _show(report: RobustnessReport, notes: list[str], written: list[Path]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -304,12 +314,13 @@ def _show(report: RobustnessReport, notes: list[str], written: list[Path], compl
     out = Console(width=None if sys.stdout.isatty() else 160)
     title = f"Accuracy under attack, {report.images} images; upper bounds"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    heads = report.heads()[:-2]
-    for head in [*heads, "95 %"]:
+    heads = _heads(report)
+    for head in heads:
         table.add_column(head, justify="right")
     for row in report.rows():
-        cells = [f"{row['eps']:.4g}", *(f"{row[head]:.3f}" if head in row else "" for head in heads[1:])]
-        table.add_row(*cells, _range(row["low"], row["high"]))
+        cells = {head: f"{value:.3f}" for head, value in row.items()}
+        cells |= {"eps": f"{row['eps']:.4g}", RANGE: _range(row["low"], row["high"])}
+        table.add_row(*(cells.get(head, "") for head in heads))
     out.print(table)
     if report.checks:
         colours = {"passes": "green", "fails": "bold red", "not run": "dim"}
@@ -321,10 +332,16 @@ def _show(report: RobustnessReport, notes: list[str], written: list[Path], compl
     out.print(_shown(report.verdict()), style="bold red" if report.masked else "", soft_wrap=True)
     for note in [*report.notes, *notes]:
         _say("note: ", "yellow", note)
-    if not complete:
+    if not report.complete:
         _say("interrupted: ", "yellow", "these are the figures so far; they are upper bounds too")
     for path in written:
         out.print(_shown(str(path)), soft_wrap=True)
+
+
+def _heads(report: RobustnessReport) -> list[str]:
+    """The columns for readers: the answer first, in sight on small screens too."""
+    first = ["eps", "clean", "robust", RANGE]
+    return [*first, *(head for head in report.heads() if head not in (*first, "low", "high"))]
 
 
 def _range(low: float, high: float) -> str:
