@@ -68,7 +68,7 @@ def robust_accuracy(
 
     A classifier whose passes differ is randomised: attacks see the mean of `draws` draws, and an example counts with
     the share of fresh draws in which its worst input is classified rightly. (The least of many noisy shares is too low;
-    `after` in the report still holds it.)
+    `after` in the report still holds it.) Its accuracy is ordered as above up to the noise of its draws.
 
     Args:
         model: from (n, ...) to logits (n, classes), in evaluation mode, on the device where it is to run, in any
@@ -95,8 +95,9 @@ def robust_accuracy(
 
     Raises:
         TypeError: a model that is no module; inputs or labels that are no numbers.
-        ValueError: a model in training mode, inputs outside of [0, 1], shapes, labels or outputs that do not fit, clean
-            logits that are no numbers, settings out of range; the message says what to do.
+        ValueError: a model in training mode or with batch statistics, inputs outside of [0, 1], shapes, labels or
+            outputs that do not fit, clean logits that are no numbers, settings out of range; the message says
+            what to do.
         MissingExtra: an attack needs the extra `attacks`.
 
     Warns:
