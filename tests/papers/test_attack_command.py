@@ -47,6 +47,21 @@ class Broken(nn.Module):
         return x[:, :10] * torch.nan
 
 
+def failing():
+    return nn.Sequential(small(), Failing())
+
+
+class Failing(nn.Module):
+    def forward(self, logits):
+        if logits.requires_grad:
+            raise RuntimeError("no way back")
+        return logits
+
+
+def absent():
+    raise FileNotFoundError("settings.json")
+
+
 def needs(width):
     return nn.Linear(width, 10)
 
@@ -59,8 +74,13 @@ number = 3
 """
 
 
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return trained().state_dict()
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: dict[str, torch.Tensor]) -> Iterator[Path]:
     """A folder with a package, weights and images, as a user's would be; it is where the command runs."""
     package = tmp_path / "own_networks"
     package.mkdir()
@@ -68,7 +88,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (package / "dense.py").write_text(NETWORKS)
     (package / "faulty.py").write_text("import nowhere_to_be_found\n")
     (package / "crashing.py").write_text("1 / 0\n")
-    weights = trained().state_dict()
     torch.save(weights, tmp_path / "weights.pt")
     save_file(weights, tmp_path / "weights.safetensors")
     x, y = digits(24)
@@ -168,15 +187,39 @@ def test_an_interruption_keeps_what_was_done(folder: Path, monkeypatch: pytest.M
     assert os.listdir(folder / "nothing") == []
 
 
+def test_what_fails_on_the_way_keeps_what_was_done_and_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {f"0.{name}": value for name, value in trained(epochs=0).state_dict().items()}
+    torch.save(weights, folder / "inner.pt")
+    line = refused(folder, "own_networks.dense:failing", "--weights", "inner.pt", "--data", "images.npz", *QUICK)
+    assert line == "error: own_networks.dense:failing fails under attack: no way back"
+    whole = attack_ensemble._Run._attack
+
+    def once(self: object, name: str, *arguments: object) -> None:
+        if name == "apgd-ce":
+            raise torch.OutOfMemoryError("all is used")
+        whole(self, name, *arguments)  # pyrefly: ignore
+
+    monkeypatch.setattr(attack_ensemble._Run, "_attack", once)
+    result = run(SMALL, *SETS, "--eps", "0.1,0.2", *QUICK)
+    assert result.exit_code == 2, result.output
+    assert "error: the cpu ran out of memory with --batch-size 256; give a smaller one" in result.stderr
+    assert not json.loads((folder / "robustness" / "robustness.json").read_text())["complete"]
+
+
 def test_a_pickled_module_is_refused_with_the_way_to_convert_it(folder: Path) -> None:
-    torch.save(trained(epochs=1), folder / "whole.pt")
-    line = refused(folder, SMALL, "--weights", "whole.pt", "--data", "images.npz")
-    assert "whole.pt holds a pickled module" in line
-    assert "can run any code" in line
-    code = line.partition("convert it once: ")[2]
-    assert code.startswith("import torch; torch.save(")
-    subprocess.run([sys.executable, "-c", code.replace("'weights.pt'", "'converted.pt'")], check=True, cwd=folder)
-    assert own_classifier.read_weights(folder / "converted.pt").keys() == trained(epochs=0).state_dict().keys()
+    weights = trained(epochs=0).state_dict()
+    torch.save(trained(epochs=0), folder / "whole.pt")
+    torch.save({"state_dict": weights, "best": np.float64(0.9)}, folder / "best.ckpt")
+    lines = []
+    for name in ("whole.pt", "best.ckpt"):
+        line = refused(folder, SMALL, "--weights", name, "--data", "images.npz")
+        assert f"{name} holds a pickled module or other Python objects" in line
+        assert "can run any code" in line
+        lines.append(line.partition("convert it once: ")[2].replace("'weights.pt'", f"'{name}.pt'"))
+        assert lines[-1].startswith("import torch; ")
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=folder)
+    for name in ("whole.pt", "best.ckpt"):
+        assert own_classifier.read_weights(folder / f"{name}.pt").keys() == weights.keys()
 
 
 def test_a_pickle_is_not_executed(folder: Path) -> None:
@@ -208,9 +251,10 @@ def test_checkpoints_as_people_keep_them_are_read(folder: Path) -> None:
         ("own_networks/dense.py:small", "write package.module:factory"),
         ("nowhere:net", "there is no module 'nowhere' (looked in the current folder"),
         ("own_networks.sparse:net", "there is no module 'own_networks.sparse'"),
-        ("own_networks.dense:large", "has no 'large'; it has 'small', 'masked', 'Scale', 'Broken'"),
+        ("own_networks.dense:large", "has no 'large'; it has 'small', 'masked', 'Scale', 'Broken' and"),
         ("own_networks.dense:number", "is a int, expected a function or class"),
         ("own_networks.dense:needs", "cannot be called without arguments"),
+        ("own_networks.dense:absent", "dense:absent fails: FileNotFoundError: settings.json"),
         ("own_networks.dense:text", "returned a str, expected a torch.nn.Module"),
         ("own_networks.faulty:net", "importing own_networks.faulty fails: No module named 'nowhere_to_be_found'"),
         ("own_networks.crashing:net", "ZeroDivisionError: division by zero"),
@@ -225,6 +269,8 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(folder: Path) -> 
     (folder / "cut.pt").write_bytes(whole[: len(whole) // 2])
     (folder / "cut.safetensors").write_bytes((folder / "weights.safetensors").read_bytes()[:200])
     (folder / "empty.pt").touch()
+    (folder / "text.pt").write_text("hello, these are no weights\n")
+    (folder / "bytes.pt").write_bytes(bytes(range(256)))
     torch.save({"0.weight": torch.zeros(64, 64)}, folder / "less.pt")
     torch.save(trained(epochs=0).state_dict() | {"9.bias": torch.zeros(1)}, folder / "more.pt")
     torch.save(torch.nn.Linear(64, 10).state_dict(), folder / "other.pt")
@@ -238,6 +284,8 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_refused(folder: Path) -> 
         "weights.h5": "unknown suffix '.h5'",
         "cut.pt": "is damaged or was not written by torch.save",
         "empty.pt": "is damaged or was not written by torch.save",
+        "text.pt": "is damaged or was not written by torch.save",
+        "bytes.pt": "is damaged or was not written by torch.save",
         "cut.safetensors": "is damaged or no safetensors file",
         "less.pt": "it lacks '0.bias', '2.weight', '2.bias'",
         "more.pt": "it has '9.bias' in excess",

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from mechanisms._base.extras import MissingExtra
-from mechanisms.robust import DenoisingLayer, ExpectationOverNoise, RobustnessReport, fortify, robust_accuracy
-from mechanisms.robust._attacks import Frame
+from mechanisms.robust import (
+    DenoisingLayer,
+    ExpectationOverNoise,
+    RobustnessReport,
+    attack_ensemble,
+    fortify,
+    robust_accuracy,
+)
+from mechanisms.robust._attacked import Attacked
+from mechanisms.robust._attacks import ATTACKS, Effort, Frame, Seen
 from mechanisms.robust.attack_ensemble import ENSEMBLE
 from tests.robust.masked import Cut, Noisy, NoNumber, Quantised, Scaled, closed_form, digits, linear, trained
 
@@ -229,6 +238,35 @@ def test_other_precisions_are_attacked_in_their_own(dtype: torch.dtype) -> None:
     assert report.at(0.02) == pytest.approx(truth, abs=0.07)
 
 
+def test_a_model_that_works_in_place_leaves_the_examples_alone(
+    network: nn.Sequential, images: tuple[Tensor, Tensor]
+) -> None:
+    class Shifted(nn.Module):
+        def __init__(self, in_place: bool) -> None:
+            super().__init__()
+            self.network, self.in_place = network, in_place
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x.sub_(0.05) if self.in_place else x - 0.05)
+
+    x, y = images
+    before = x.clone()
+    options = {"attacks": ["pgd", "apgd-ce", "deepfool"], "steps": 5, "restarts": 1, "checks": False}
+    reports = [robust_accuracy(Shifted(in_place).eval(), x, y, 0.05, **options) for in_place in (True, False)]
+    assert torch.equal(x, before)
+    assert reports[0].to_dict() == reports[1].to_dict()
+
+
+def test_apgd_proposes_its_largest_loss_beside_examples_that_are_wrong_already() -> None:
+    layer, x, y = linear(6, 8, 3)
+    y[0] = (y[0] + 1) % 3
+    attacked = Attacked(layer, x, y, 3, torch.float32, 1, False, 6)
+    last, largest = ATTACKS["apgd-ce"](attacked, Seen(attacked), torch.arange(6), 1e-3, Effort(5, 5, 0), "")
+    assert torch.equal(largest[0], x[0])
+    assert bool((largest[1:] != x[1:]).flatten(1).any(1).all())
+    assert last.shape == largest.shape
+
+
 def test_a_single_example_is_enough(network: nn.Sequential, images: tuple[Tensor, Tensor]) -> None:
     x, y = images
     report = robust_accuracy(network, x[:1], y[:1], 0.2, steps=10, queries=10)
@@ -257,6 +295,32 @@ def test_progress_and_partial_reports_go_on_to_the_end(network: nn.Sequential, i
     assert so_far[0].robust_accuracy.keys() == {0.05}
     assert "not complete" in so_far[0].to_markdown()
     assert so_far[-1].robust_accuracy == report.robust_accuracy
+
+
+def test_an_interrupted_attack_hands_over_what_it_had_found(
+    network: nn.Sequential, images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once(*arguments: Any) -> list[Tensor]:
+        if done:
+            raise KeyboardInterrupt
+        done.append(True)
+        return ATTACKS["pgd"](*arguments)
+
+    done: list[bool] = []
+    so_far: list[RobustnessReport] = []
+    monkeypatch.setitem(attack_ensemble.ATTACKS, "square", once)
+    monkeypatch.setitem(attack_ensemble.ATTACKS, "apgd-ce", lambda *_: [])
+    options = {"steps": 5, "restarts": 1, "checks": False, "batch_size": 20, "partial": so_far.append}
+    with pytest.raises(KeyboardInterrupt):
+        robust_accuracy(network, *images, 0.2, attacks=["square"], **options)
+    assert so_far == []  # no attack had ended
+    done.clear()
+    with pytest.raises(KeyboardInterrupt):
+        robust_accuracy(network, *images, 0.2, attacks=["apgd-ce", "square"], **options)
+    first, last = so_far
+    assert last.at(0.2) < first.at(0.2)
+    assert list(last.after) == ["apgd-ce", "square"]
+    assert 0.2 not in last.after["square"]
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -290,6 +354,11 @@ class Broken(nn.Module):
         return x[:, :3] / 0.0
 
 
+class First(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1, :3]
+
+
 class Pair(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -321,6 +390,11 @@ X, Y, MODEL = torch.full((4, 6), 0.5), torch.tensor([0, 1, 2, 0]), nn.Linear(6, 
         ((Probabilities().eval(), X, Y, 0.1), "returned probabilities, expected logits"),
         ((Broken().eval(), X, Y, 0.1), "not a number for 4 of 4 clean examples, the first in row 0"),
         ((Pair().eval(), X, Y, 0.1), "returned a tuple"),
+        ((First().eval(), X, Y, 0.1), "returned 1 rows of logits for 4 examples"),
+        (
+            (nn.Sequential(MODEL, nn.BatchNorm1d(3, track_running_stats=False)).eval(), X, Y, 0.1),
+            "without running statistics",
+        ),
         ((MODEL, X, Y, -0.1), "eps=-0.1: a budget must be >= 0"),
         ((MODEL, X, Y, 8), "eps of 255 levels is 8/255"),
         ((MODEL, X, Y, []), "eps is empty"),
@@ -361,7 +435,8 @@ def test_what_is_no_model_or_no_numbers_is_a_type_error() -> None:
 
 @pytest.mark.user_input
 def test_arrays_and_lists_are_taken() -> None:
-    report = robust_accuracy(MODEL, X.double().numpy(), Y.tolist(), 0.1, attacks="pgd", steps=2, checks=False)
+    x = X.double().numpy()[::-1]  # strides that torch does not know
+    report = robust_accuracy(MODEL, x, Y.tolist(), 0.1, attacks="pgd", steps=2, checks=False)
     assert report.images == 4
     assert report.after.keys() == {"pgd"}
 

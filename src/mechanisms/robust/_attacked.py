@@ -8,11 +8,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mechanisms._base.validation import as_finite
+from mechanisms.robust.denoising import mixes_rows
 
 BOX = 1e-6  # how far x may lie outside of [0, 1] by rounding
 MANY = 20  # draws of a randomised model that are averaged by default
@@ -45,7 +47,8 @@ class Attacked:
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """(n, classes) of one draw, in at least single precision."""
-        parts = [self.model(part.to(self.dtype)) for part in x.split(self.batch_size)]
+        # A copy: a model may work on its input in place, and the examples are to stay as they are.
+        parts = [self.model(part.to(self.dtype, copy=True)) for part in x.split(self.batch_size)]
         return torch.cat(parts).to(torch.promote_types(parts[0].dtype, torch.float32))
 
     def share_correct(self, x: Tensor, y: Tensor) -> Float[Tensor, " n"]:
@@ -98,11 +101,9 @@ def check_attacked(model: Any, x: Any, y: Any, draws: int | None, batch_size: in
             are no logits.
     """
     check_model(model)
-    home = next((tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()), None)
-    device = home.device if home is not None else x.device if isinstance(x, Tensor) else torch.device("cpu")
+    device, dtype = home(model, x)
     inputs = check_inputs(x).to(device)
     labels = _check_labels(y, len(inputs)).to(device)
-    dtype = home.dtype if home is not None else torch.float32
     once = Attacked(model, inputs, labels, 0, dtype, 1, False, batch_size)
     logits = _first_pass(once)
     classes = logits.shape[1]
@@ -119,8 +120,16 @@ def check_attacked(model: Any, x: Any, y: Any, draws: int | None, batch_size: in
     return Attacked(model, inputs, labels, classes, dtype, averaged, randomised, batch_size)
 
 
+def home(model: nn.Module, x: Any) -> tuple[torch.device, torch.dtype]:
+    """Where a classifier is and its precision, by its first floating-point tensor; one without follows the inputs."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return (x.device if isinstance(x, Tensor) else torch.device("cpu")), torch.float32
+
+
 def check_model(model: Any, name: str = "the model") -> None:
-    """Refuse what is no module, or is in training mode."""
+    """Refuse what is no module, is in training mode, or looks at the whole batch."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module from inputs to logits, got {type(model).__name__}")
     training = [place or "itself" for place, module in model.named_modules() if module.training]
@@ -128,6 +137,11 @@ def check_model(model: Any, name: str = "the model") -> None:
         shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
         raise ValueError(
             f"{name} is in training mode ({shown}): dropout and batch statistics would be on; call model.eval() first"
+        )
+    if mixes_rows(model):
+        raise ValueError(
+            f"{name} has batch normalisation without running statistics: what it says of an example depends on the "
+            "others in the batch, so that no example has a robustness of its own; use track_running_stats=True"
         )
 
 
@@ -153,15 +167,19 @@ def check_inputs(x: Any) -> Tensor:
     return inputs.clamp(0, 1)
 
 
-def _as_tensor(values: Any) -> Tensor:
+def _as_tensor(values: Any, name: str = "x") -> Tensor:
     try:
-        return torch.as_tensor(values)
+        # Arrays that are turned round have strides that torch does not know.
+        return torch.as_tensor(values.copy() if isinstance(values, np.ndarray) else values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"x must be a tensor or an array of numbers, got {type(values).__name__}: {error}") from None
+        raise TypeError(
+            f"{name} must be a tensor or an array of numbers, got {type(values).__name__}: {error}"
+        ) from None
 
 
 def _check_labels(y: Any, n: int) -> Tensor:
-    labels = as_finite(y, "y", dtype=torch.float64)
+    # On the CPU: not every accelerator knows double precision.
+    labels = as_finite(y.cpu() if isinstance(y, Tensor) else _as_tensor(y, "y"), "y", dtype=torch.float64)
     if labels.dim() == 2 and labels.shape[0] == n and labels.shape[1] > 1:
         raise ValueError(f"y has shape {tuple(labels.shape)}; give class indices (n,): y.argmax(1) for one-hot rows")
     if labels.shape != (n,):
@@ -177,7 +195,7 @@ def _first_pass(attacked: Attacked) -> Tensor:
     try:
         # The first batch alone, so that outputs of another kind are named and not only fail to join.
         with torch.no_grad():
-            output = attacked.model(attacked.x[:1].to(attacked.dtype))
+            output = attacked.model(attacked.x[:1].to(attacked.dtype, copy=True))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
@@ -193,7 +211,20 @@ def _first_pass(attacked: Attacked) -> Tensor:
             f"the model returned {tuple(output.shape)} ({output.dtype}) for one example, expected logits (1, classes); "
             "a single output z for two classes becomes torch.stack([-z / 2, z / 2], 1)"
         )
-    logits = attacked.logits(attacked.x)
+    try:
+        logits = attacked.logits(attacked.x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"the model takes one example, and no batch of {min(len(attacked.x), attacked.batch_size)}: {lines[0]}"
+        ) from error
+    if len(logits) != len(attacked.x):
+        raise ValueError(
+            f"the model returned {len(logits)} rows of logits for {len(attacked.x)} examples in batches of up to "
+            f"{attacked.batch_size}, expected one for each; keep the first dimension as it is: x.flatten(1)"
+        )
     bad = ~torch.isfinite(logits).all(1)
     if bool(bad.any()):
         raise ValueError(

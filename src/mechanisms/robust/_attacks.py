@@ -58,7 +58,8 @@ class Seen(nn.Module):
             # No attack can follow a gradient that is no number, and some stop with an error. Zero: the checks find it.
             x = x.view_as(x)
             x.register_hook(_finite)
-        logits = model(x.to(attacked.x.device, attacked.dtype))
+        # A copy: a model may work on its input in place.
+        logits = model(x.to(attacked.x.device, attacked.dtype, copy=True))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if x.requires_grad and not logits.requires_grad:
             # The same for a classifier that cuts the graph and has no gradient to give.
@@ -112,15 +113,31 @@ def _apgd(loss: str) -> Attack:
             loss_type=loss,
             verbose=False,
         )
+        answers = _answers(attack.estimator)
         with _numpy_seeded(stream_seed(effort.seed, stream)):
             found = [torch.from_numpy(attack.generate(x, y))]
-        # The toolbox judges the last iterate alone; the one with the largest loss is the paper's answer.
-        largest = getattr(attack, "x_max", None)
-        if largest is not None and largest.shape == x.shape:
+        # The toolbox judges the last iterate alone; the one with the largest loss is the paper's answer. It is kept for
+        # the examples that the toolbox went on with: by its first pass, which another draw of the noise may contradict.
+        taken = answers[0].argmax(1) == y
+        if taken.any():
+            largest = x.copy()
+            largest[taken] = attack.x_max
             found.append(torch.from_numpy(largest))
         return found
 
     return run
+
+
+def _answers(estimator: Any) -> list[np.ndarray]:
+    """A list that gets every prediction that this classifier of the toolbox makes from now on."""
+    predict, answers = estimator.predict, []
+
+    def noting(*arguments: Any, **options: Any) -> np.ndarray:
+        answers.append(predict(*arguments, **options))
+        return answers[-1]
+
+    estimator.predict = noting
+    return answers
 
 
 def deepfool(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mechanisms._base.seeds import seeded, stream_seed
 from mechanisms._base.validation import check_choice, check_number
-from mechanisms.robust._attacked import Attacked, Worst, check_attacked, check_eps, check_model
+from mechanisms.robust._attacked import Attacked, Worst, check_attacked, check_eps, check_model, home
 from mechanisms.robust._attacks import (
     ATTACKS,
     FEWEST_CLASSES,
@@ -68,7 +68,7 @@ def robust_accuracy(
 
     A classifier whose passes differ is randomised: attacks see the mean of `draws` draws, and an example counts with
     the share of fresh draws in which its worst input is classified rightly. (The least of many noisy shares is too low;
-    `after` in the report still holds it.)
+    `after` in the report still holds it.) Its accuracy is ordered as above up to the noise of its draws.
 
     Args:
         model: from (n, ...) to logits (n, classes), in evaluation mode, on the device where it is to run, in any
@@ -90,13 +90,14 @@ def robust_accuracy(
         seed: everything random follows from it; torch's and NumPy's own generators are left as they were.
         keep_examples: whether the report keeps the worst inputs.
         progress: called with passes done, passes in all at most, and the stage.
-        partial: called with the report so far after every attack and check, so that an interrupted run keeps what it
-            has.
+        partial: called with the report so far after every attack and check, and with what an attack that was
+            interrupted had found.
 
     Raises:
         TypeError: a model that is no module; inputs or labels that are no numbers.
-        ValueError: a model in training mode, inputs outside of [0, 1], shapes, labels or outputs that do not fit, clean
-            logits that are no numbers, settings out of range; the message says what to do.
+        ValueError: a model in training mode or with batch statistics, inputs outside of [0, 1], shapes, labels or
+            outputs that do not fit, clean logits that are no numbers, settings out of range; the message says
+            what to do.
         MissingExtra: an attack needs the extra `attacks`.
 
     Warns:
@@ -121,15 +122,14 @@ def robust_accuracy(
     size = int(check_number(batch_size, "batch_size", at_least=1))
     averaged = None if draws is None else int(check_number(draws, "draws", at_least=1))
     budgets = check_eps(eps)
+    check_model(model)
     if isinstance(model, ExpectationOverNoise):
         # Its draws are taken one by one, so that the judgement is of the classifier and not of its mean.
-        check_model(model)
         model, averaged = model.model, averaged or model.draws
     if surrogate is not None:
         check_model(surrogate, "the surrogate")
     check_library(names)
-    device = next((tensor.device for tensor in model.parameters()), "cpu") if isinstance(model, nn.Module) else "cpu"
-    with seeded(stream_seed(seed, "noise of the model"), device), torch.inference_mode(False):
+    with seeded(stream_seed(seed, "noise of the model"), home(model, x)[0]), torch.inference_mode(False):
         attacked = check_attacked(model, x, y, averaged, size)
         if attacked.randomised and attacked.draws == 1:
             warnings.warn(
@@ -139,7 +139,11 @@ def robust_accuracy(
             )
         run = _Run(attacked, surrogate, names, rounds, effort, keep_examples, progress, partial)
         with frozen(model), frozen(surrogate if surrogate is not None else model):
-            return run.all(budgets, checks)
+            try:
+                return run.all(budgets, checks)
+            except KeyboardInterrupt:
+                run.tell_partial()
+                raise
 
 
 class _Run:
@@ -233,7 +237,7 @@ class _Run:
             carry_out(self.attacks[name], worst, self.seen, rows, self.effort, stream, advance)
         if not round_:
             self.after[name][worst.eps] = float(worst.share.mean())
-        self._tell_partial()
+        self.tell_partial()
 
     def _search(self, rows: Tensor, stream: str, advance: Callable[[int], None]) -> None:
         for place, part in enumerate(rows.split(self.attacked.batch_size)):
@@ -257,10 +261,11 @@ class _Run:
                 weaker = (worst.share < larger.share).nonzero().flatten()
                 if len(weaker):
                     larger.propose(weaker, worst.examples[weaker])
-            self._tell_partial()
+            self.tell_partial()
 
-    def _tell_partial(self) -> None:
-        if self.partial is not None:
+    def tell_partial(self) -> None:
+        """Hand over the report of what has been found, once an attack has ended."""
+        if self.partial is not None and any(eps > 0 for left in self.after.values() for eps in left):
             self.partial(self._report(complete=False))
 
     def _report(self, complete: bool) -> RobustnessReport:

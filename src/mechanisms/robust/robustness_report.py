@@ -160,7 +160,8 @@ class RobustnessReport:
                     "verdict": check.verdict,
                     "expected": check.expected,
                     "found": check.found,
-                    "figures": dict(check.figures),
+                    # JSON has no infinite numbers and no NaN.
+                    "figures": {name: value if math.isfinite(value) else None for name, value in check.figures.items()},
                 }
                 for check in self.checks
             ],

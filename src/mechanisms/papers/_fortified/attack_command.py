@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mechanisms.papers._fortified.attack_files import NAME, RANGE, Request, heads, shown_range, write_report
+
 if TYPE_CHECKING:
     from mechanisms.robust.robustness_report import RobustnessReport
 
 BUDGETS = "0.01,0.03,0.1,0.3"
-NAME = "robustness"  # of the files written
 
 
 def attack(
@@ -47,11 +44,15 @@ def attack(
 ) -> None:
     """Attack a classifier of yours, and say whether the outcome can be believed.
 
-    An ensemble of attacks from two libraries, with restarts and without gradients, on your network and your images:
-    accuracy by budget, an upper bound of the true robust accuracy. Checks tell a network that is robust from one that
-    hides its gradients.
+    An ensemble of attacks from two libraries, with restarts and without
+    gradients, on your network and images: accuracy by budget, an upper bound
+    of the true robust accuracy. Checks tell a network that is robust from one
+    that hides its gradients.
 
-    The network normalises its inputs itself and returns logits. Ctrl-C keeps what was done.
+    mech attack networks.small:make --weights weights.pt --data images.npz
+
+    The network normalises its inputs itself and returns logits.
+    Ctrl-C keeps what was done.
     \f
 
     Raises:
@@ -93,28 +94,6 @@ def attack(
         raise typer.Exit(130)
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for on the command line."""
-
-    factory: str
-    weights: str
-    data: str
-    eps: tuple[float, ...]
-    attacks: tuple[str, ...] | None
-    restarts: int
-    steps: int
-    queries: int
-    images: int
-    surrogate: str | None
-    surrogate_weights: str | None
-    draws: int | None
-    checks: bool
-    batch_size: int
-    device: str
-    seed: int
-
-
 def _carry_out(request: Request, to: Path) -> bool:
     """Load, attack, write, and say what was found; whether it went to the end."""
     import torch
@@ -134,9 +113,9 @@ def _carry_out(request: Request, to: Path) -> bool:
     other = None
     if request.surrogate is not None and request.surrogate_weights is not None:
         other = build_classifier(request.surrogate, Path(request.surrogate_weights)).to(device)
-    so_far: list[RobustnessReport] = []
+    latest: list[RobustnessReport] = []
     began = time.monotonic()
-    complete = True
+    stopped: KeyboardInterrupt | RuntimeError | None = None
     with warnings.catch_warnings(record=True) as caught, _progress() as progress:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -156,147 +135,28 @@ def _carry_out(request: Request, to: Path) -> bool:
                 batch_size=request.batch_size,
                 seed=request.seed,
                 progress=progress,
-                partial=lambda report: so_far.__setitem__(slice(None), [report]),
+                partial=lambda so_far: latest.__setitem__(slice(None), [so_far]),
             )
-        except KeyboardInterrupt:
-            if not so_far:
-                _say("interrupted: ", "yellow", "no attack had ended, nothing is written")
-                return False
-            (report,), complete = so_far, False
-        except torch.OutOfMemoryError:
-            raise ValueError(
-                f"the {device.type} ran out of memory with --batch-size {request.batch_size}; give a smaller one"
-            ) from None
+            latest[:] = [report]
+        except (KeyboardInterrupt, RuntimeError) as error:
+            stopped = error
     # Libraries warn of their own affairs; what concerns the figures is ours.
     notes = [text for text in dict.fromkeys(str(warning.message) for warning in caught) if "randomised" in text]
-    written = write_report(report, request, to, seconds=time.monotonic() - began, notes=notes)
-    _show(report, notes, written, complete)
-    return complete
+    if latest:
+        written = write_report(latest[0], request, to, seconds=time.monotonic() - began, notes=notes)
+        _show(latest[0], notes, written)
+    elif isinstance(stopped, KeyboardInterrupt):
+        _say("interrupted: ", "yellow", "no attack had ended, nothing is written")
+    if isinstance(stopped, torch.OutOfMemoryError):
+        raise ValueError(
+            f"the {device.type} ran out of memory with --batch-size {request.batch_size}; give a smaller one"
+        ) from None
+    if isinstance(stopped, RuntimeError):
+        raise ValueError(f"{request.factory} fails under attack: {stopped}") from None
+    return stopped is None
 
 
-def write_report(
-    report: RobustnessReport, request: Request, to: Path, *, seconds: float, notes: list[str]
-) -> list[Path]:
-    """The table as Markdown, CSV and JSON, and a page with the plot, each whole or not at all.
-
-    >>> from torch import ones
-    >>> from mechanisms.robust import RobustnessReport
-    >>> report = RobustnessReport(1.0, {0.1: 1.0}, {"pgd": {0.1: 1.0}}, correct=ones(1, 4))
-    >>> request = Request("net:make", "w.pt", "d.npz", (0.1,), None, 1, 9, 9, 4, None, None, None, False, 4, "cpu", 0)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [path.name for path in write_report(report, request, Path(folder), seconds=1.0, notes=[])]
-    ['robustness.md', 'robustness.csv', 'robustness.json', 'robustness.html']
-    """
-    import platform
-
-    import torch
-
-    from mechanisms import __version__
-    from mechanisms.lab.folders import whole_file
-
-    made = {"mechanisms": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    everything = report.to_dict() | {"request": asdict(request), "versions": made, "seconds": round(seconds, 1)}
-    everything["notes"] = [*everything["notes"], *notes]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=report.heads())
-    writer.writeheader()
-    writer.writerows(report.rows())
-    title = f"# Robustness of {request.factory}\n\n{_made(report, request, seconds)}\n\n"
-    text = title + report.to_markdown() + "".join(f"\nNote: {note}.\n" for note in notes)
-    contents = {
-        "md": text.encode(),
-        "csv": table.getvalue().encode(),
-        "json": (json.dumps(everything, indent=2, ensure_ascii=False) + "\n").encode(),
-        "html": _page(report, request, seconds, notes),
-    }
-    paths = []
-    for suffix, content in contents.items():
-        path = to / f"{NAME}.{suffix}"
-        try:
-            with whole_file(path) as file:
-                file.write(content)
-        except OSError as error:
-            raise OSError(f"{path} cannot be written ({error.strerror or error})") from None
-        paths.append(path)
-    return paths
-
-
-def _page(report: RobustnessReport, request: Request, seconds: float, notes: list[str]) -> bytes:
-    from mechanisms.lab.report import Section, Table
-    from mechanisms.lab.report import page as write_page
-
-    heads = report.heads()[:-2]
-    rows = [[*(row.get(head) for head in heads), _range(row["low"], row["high"])] for row in report.rows()]
-    table = Table([*heads, "95 %"], rows)
-    explanation = (
-        "The share of images that are classified rightly whatever was tried in the budget: an upper bound, with its "
-        "95\N{NO-BREAK SPACE}% interval for images drawn at random. Columns say what each attack of the first round "
-        "left, in this order."
-    )
-    sections = [Section("Accuracy against budget", [draw_accuracy(report), explanation, table])]
-    if report.checks:
-        checks = Table(
-            ["check", "verdict", "found", "expected"],
-            [[check.name, check.verdict, check.found, check.expected] for check in report.checks],
-        )
-        words = f"At eps {report.checked_eps:g}: {report.verdict()}."
-        sections.append(Section("Can the gradients be believed?", [words, checks]))
-    sections.append(Section("How this was made", [_made(report, request, seconds), *report.notes, *notes]))
-    verdict = report.verdict()
-    lead = f"{verdict[0].upper()}{verdict[1:]}." + (" Interrupted: the figures so far." if not report.complete else "")
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_page(f"Robustness of {request.factory}", sections, Path(folder) / "page.html", lead=lead)
-        return path.read_bytes()
-
-
-def draw_accuracy(report: RobustnessReport) -> Any:
-    """Accuracy against budget: without attack, after the first attack, and after all, with its interval.
-
-    >>> from torch import ones
-    >>> from mechanisms.robust import RobustnessReport
-    >>> report = RobustnessReport(1.0, {0.1: 1.0}, {"pgd": {0.1: 1.0}}, correct=ones(1, 4))
-    >>> [trace.name for trace in draw_accuracy(report).data]
-    ['after all attacks', 'after pgd alone']
-    """
-    from mechanisms.lab.figures import canvas, line, plain
-
-    figure = canvas(x="budget eps (L-infinity)", y="accuracy", height=420)
-    budgets = list(report.robust_accuracy)
-    with_zero = [0.0, *budgets] if budgets[0] > 0 else budgets
-    start = [report.clean_accuracy] * (len(with_zero) - len(budgets))
-    ends = [report.interval(eps) for eps in budgets]
-    robust = [*start, *report.robust_accuracy.values()]
-    above = [*[0.0] * len(start), *(high - report.at(eps) for eps, (_, high) in zip(budgets, ends, strict=True))]
-    below = [*[0.0] * len(start), *(report.at(eps) - low for eps, (low, _) in zip(budgets, ends, strict=True))]
-    figure.add_scatter(
-        x=with_zero,
-        y=robust,
-        mode="lines+markers",
-        name="after all attacks",
-        line=line(0),
-        error_y={"array": above, "arrayminus": below, "thickness": 1.5, "width": 5},
-        hovertemplate="eps %{x:.4g}: at most %{y:.3f}<extra></extra>",
-    )
-    first = next(iter(report.after), None)
-    if first is not None:
-        y = [*start, *(report.after[first].get(eps) for eps in budgets)]
-        figure.add_scatter(x=with_zero, y=y, mode="lines+markers", name=plain(f"after {first} alone"), line=line(1))
-    figure.update_yaxes(range=[-0.02, 1.02])
-    return figure
-
-
-def _made(report: RobustnessReport, request: Request, seconds: float) -> str:
-    from mechanisms import __version__
-
-    random = f", {report.draws} draws of a randomised network averaged" if report.randomised else ""
-    return (
-        f"{request.factory} with {request.weights}, {report.images} images of {request.data}; attacks "
-        f"{', '.join(report.after)}; restarts {report.restarts}, steps {report.steps}, queries "
-        f"{report.queries}{random}; seed {report.seed}, {seconds:.0f} s, mechanisms {__version__}."
-    )
-
-
-def _show(report: RobustnessReport, notes: list[str], written: list[Path], complete: bool) -> None:
+def _show(report: RobustnessReport, notes: list[str], written: list[Path]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -304,12 +164,13 @@ def _show(report: RobustnessReport, notes: list[str], written: list[Path], compl
     out = Console(width=None if sys.stdout.isatty() else 160)
     title = f"Accuracy under attack, {report.images} images; upper bounds"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    heads = report.heads()[:-2]
-    for head in [*heads, "95 %"]:
+    columns = heads(report)
+    for head in columns:
         table.add_column(head, justify="right")
     for row in report.rows():
-        cells = [f"{row['eps']:.4g}", *(f"{row[head]:.3f}" if head in row else "" for head in heads[1:])]
-        table.add_row(*cells, _range(row["low"], row["high"]))
+        cells = {head: f"{value:.3f}" for head, value in row.items()}
+        cells |= {"eps": f"{row['eps']:.4g}", RANGE: shown_range(row["low"], row["high"])}
+        table.add_row(*(cells.get(head, "") for head in columns))
     out.print(table)
     if report.checks:
         colours = {"passes": "green", "fails": "bold red", "not run": "dim"}
@@ -321,15 +182,10 @@ def _show(report: RobustnessReport, notes: list[str], written: list[Path], compl
     out.print(_shown(report.verdict()), style="bold red" if report.masked else "", soft_wrap=True)
     for note in [*report.notes, *notes]:
         _say("note: ", "yellow", note)
-    if not complete:
+    if not report.complete:
         _say("interrupted: ", "yellow", "these are the figures so far; they are upper bounds too")
     for path in written:
         out.print(_shown(str(path)), soft_wrap=True)
-
-
-def _range(low: float, high: float) -> str:
-    # Spaces that do not break keep an interval on one line.
-    return f"{low:.3f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high:.3f}"
 
 
 def _budgets(text: str) -> tuple[float, ...]:

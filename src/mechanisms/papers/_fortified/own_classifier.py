@@ -6,10 +6,11 @@ Nothing in a file of weights or data is executed. The factory is code of the use
 from __future__ import annotations
 
 import importlib
+import inspect
 import pickle
 import sys
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,14 @@ def build_classifier(factory: str, weights: Path) -> nn.Module:
     from torch import nn
 
     make = _factory(factory)
+    if not isinstance(make, nn.Module) and (reason := _needs_arguments(make)):
+        raise ValueError(
+            f"{factory} cannot be called without arguments ({reason}); write a function that returns the network"
+        )
     try:
         model = make if isinstance(make, nn.Module) else make()
-    except TypeError as error:
-        raise ValueError(
-            f"{factory} cannot be called without arguments ({_first(error)}); write a function that returns the network"
-        ) from error
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(f"{factory} fails: {type(error).__name__}: {_first(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{factory} returned a {type(model).__name__}, expected a torch.nn.Module")
     state = read_weights(weights)
@@ -90,14 +93,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: unknown suffix {suffix!r}; weights are .safetensors or {', '.join(TORCH_SUFFIXES)}")
     import torch
 
+    damaged = f"{path} is damaged or was not written by torch.save"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(_pickled(path)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which gets a message of its own
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(damaged if "Unsupported operand" in str(error) else _pickled(path)) from None
+    except KeyError:
+        raise ValueError(damaged) from None
+    except (RuntimeError, EOFError, OSError, ValueError, AttributeError) as error:
         if "TorchScript" in str(error):
             raise ValueError(_pickled(path, "a TorchScript archive")) from None
-        raise ValueError(f"{path} is damaged or was not written by torch.save ({_first(error)})") from None
+        raise ValueError(f"{damaged} ({_first(error)})") from None
     return _state(content, path)
 
 
@@ -140,17 +148,21 @@ def _factory(text: str) -> Any:
     name, colon, attribute = text.partition(":")
     if not colon or not name or not attribute or "/" in name or name.endswith(".py"):
         raise ValueError(f"{text!r}: write package.module:factory, for example networks.small:make_network")
-    with _current_folder():
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise ValueError(f"{text}: importing {name} fails: {error}") from error
-            raise ValueError(
-                f"{text}: there is no module {error.name!r} (looked in the current folder and the installed packages)"
-            ) from None
-        except Exception as error:  # whatever the user's module raises
-            raise ValueError(f"{text}: importing {name} fails: {type(error).__name__}: {_first(error)}") from error
+    here = str(Path.cwd())
+    if here not in sys.path:
+        # As with `python -m`. It stays: factories import more of their package when they are called.
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(f"{text}: importing {name} fails: {error}") from error
+        raise ValueError(
+            f"{text}: there is no module {error.name!r} (looked in the current folder and the installed packages)"
+        ) from None
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(f"{text}: importing {name} fails: {type(error).__name__}: {_first(error)}") from error
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -162,17 +174,15 @@ def _factory(text: str) -> Any:
     return found
 
 
-@contextmanager
-def _current_folder() -> Generator[None]:
-    """The current folder first among the places to import from, as with `python -m`; it stays there.
-
-    Factories import more of their package when they are called, so it is not taken away again.
-    """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    yield
+def _needs_arguments(make: Any) -> str:
+    """Why it cannot be called without arguments; nothing where it can, or where it does not say."""
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # what is written in C may have no signature
+        pass
+    return ""
 
 
 def _state(content: Any, path: Path) -> dict[str, Tensor]:
@@ -201,8 +211,8 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
 def _pickled(path: Path, what: str = "a pickled module or other Python objects") -> str:
     return (
         f"{path} holds {what}, not weights alone; it is not loaded, because that can run any code in it. If you trust "
-        f"it, convert it once: import torch; torch.save(torch.load({str(path)!r}, weights_only=False).state_dict(), "
-        "'weights.pt')"
+        f"it, convert it once: import torch; found = torch.load({str(path)!r}, weights_only=False); "
+        "torch.save(getattr(found, 'state_dict', lambda: found['state_dict'])(), 'weights.pt')"
     )
 
 
