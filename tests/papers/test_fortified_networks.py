@@ -210,9 +210,29 @@ def test_a_substitute_comes_to_answer_as_the_network_does() -> None:
     assert found["white_box_accuracy"] <= found["black_box_accuracy"] + 0.1
 
 
-def test_a_holdout_that_leaves_no_test_images_is_an_error() -> None:
-    with pytest.raises(ValueError, match="leaves none of the 60"):
-        black_box.run(BlackBox(**as_dict(TINY), holdout=60), "plain", Bench(0))
+def test_each_augmentation_doubles_what_the_network_is_asked_and_only_new_images_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Oracle(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            asked.append(len(x))
+            return x.flatten(1)[:, :10]
+
+    asked: list[int] = []
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "mechanisms.robust.classifier_training.train_classifier", lambda model, x, y, **options: seen.append(len(x))
+    )
+    settings = BlackBox(augmentations=3, substitute_hidden=(8,))
+    black_box.learn_substitute(settings, Oracle(), torch.rand(5, 1, 8, 8), Bench(0))
+    assert asked == [5, 5, 10, 20]
+    assert seen == [5, 10, 20, 40]
+
+
+@pytest.mark.parametrize("holdout", [0, 60])
+def test_an_attacker_begins_with_some_images_and_leaves_some(holdout: int) -> None:
+    with pytest.raises(ValueError, match=f"holdout={holdout} of 60 test images"):
+        black_box.run(BlackBox(**as_dict(TINY), holdout=holdout), "plain", Bench(0))
 
 
 # --- claims and figures -----------------------------------------------------------------------------------------------
