@@ -57,7 +57,7 @@ def test_layers_stand_where_the_variant_says() -> None:
     names = {name: getattr(networks.build(TINY, VARIANTS[name], (1, 8, 8), 0), "names", ()) for name in VARIANTS}
     assert names["at"] == names["plain"] == ()
     assert names["fortified"] == names["at-dae"] == ("relu2",)
-    assert names["fortified-all"] == ("relu1", "relu2")
+    assert names["fortified-all"] == names["fortified-all-blocked"] == ("relu1", "relu2")
     assert names["fortified-input"] == ("",)
 
 
@@ -269,7 +269,9 @@ def test_the_ensemble_s_claim_and_figures_read_its_summary() -> None:
     outcomes = [claim.check.evaluate(cell) for claim in experiment.claims]
     assert [(outcome.verdict, outcome.provisional) for outcome in outcomes] == [("holds", True)]
     assert len(pictures.draw_ensemble(cell).data) == 2 * len(ensemble.VARIANTS)
-    assert list(pictures.draw_attacks(cell).data[0].x) == ["clean", "pgd", "apgd-ce"]
+    attacks = pictures.draw_attacks(cell)
+    assert list(attacks.data[0].x) == ["clean", "pgd", "apgd-ce"]
+    assert attacks.layout.xaxis.type == "category"
 
 
 def test_figures_without_records_say_so() -> None:
@@ -303,7 +305,15 @@ def test_settings_are_the_paper_s() -> None:
         assert (settings.lr, settings.batch_size, settings.label_smoothing, settings.noise_std) == (1e-3, 128, 0.1, 0.1)
 
 
-SHORT = {"width": 4, "units": 1, "code": 8, "epochs": 1, "attack_steps": 1, "test_steps": 2, "pictured": 40}
+SHORT: dict[str, Any] = {
+    "width": 4,
+    "units": 1,
+    "code": 8,
+    "epochs": 1,
+    "attack_steps": 1,
+    "test_steps": 2,
+    "pictured": 40,
+}
 
 
 @pytest.fixture

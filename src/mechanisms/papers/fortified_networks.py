@@ -206,13 +206,14 @@ DIGITS = Experiment(
 
 ABLATED = Experiment(
     name="ablations",
-    description="The same with layers behind both hidden layers, small weights, tanh, a blocked target, and noise at "
-    "test time as in the released code (judged through the mean of 20 draws, and beside it by one draw).",
+    description="The same with layers behind both hidden layers, without and with a blocked target, small weights, "
+    "tanh, a blocked target behind the last, and noise at test time as in the released code (judged through the mean "
+    "of 20 draws, and beside it by one draw).",
     run=judging.run,
     variants=("at-dae", "fortified", *ABLATIONS),
     scales={"smoke": Fortified(**SMOKE), "laptop": Fortified()},
     figures=(
-        *_figures(("at-dae", "fortified", *ABLATIONS), ("fortified", "fortified-all", "fortified-blocked")),
+        *_figures(("at-dae", "fortified", *ABLATIONS), ("fortified", "fortified-all", "fortified-all-blocked")),
         bars("pgd_accuracy_one_draw", "Noise at test time, attacked and judged by one draw"),
     ),
 )

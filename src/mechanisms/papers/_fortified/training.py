@@ -76,7 +76,7 @@ def _fit(settings: Fortified, name: str, bench: Bench, model: nn.Module, example
 
 
 def log_history(bench: Bench, history: dict[str, np.ndarray]) -> None:
-    """Some epochs of the learning curves; of several layers the last, which all variants but one have."""
+    """Some epochs of the learning curves; of several layers the last, which is the only one of most variants."""
     epochs = len(history["loss"])
     for epoch in sorted({round(place) for place in np.linspace(1, epochs, min(POINTS, epochs))}):
         found = {}
