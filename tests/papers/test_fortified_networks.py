@@ -14,7 +14,7 @@ from mechanisms.lab.configuration import as_dict
 from mechanisms.lab.records import Cell, Curve, Record
 from mechanisms.papers._fortified import black_box, ensemble, examples, judging, networks, pictures
 from mechanisms.papers._fortified.settings import MAIN, VARIANTS, BlackBox, Ensemble, Fortified, Variant
-from mechanisms.papers._fortified.training import trained
+from mechanisms.papers._fortified.training import log_history, trained
 from mechanisms.papers.fortified_networks import CIFAR, FASHION, MNIST, SMOKE, paper
 from mechanisms.robust import FortifiedModel, MaskingCheck, RobustnessReport
 
@@ -109,6 +109,15 @@ def test_a_run_measures_accuracies_learning_curves_and_the_detector() -> None:
     for name in ("clean_errors", "adversarial_errors"):
         assert sum(bench.curves[name][1]) == pytest.approx(1, abs=1e-3)
     assert judging.run(TINY, "fortified", Bench(0)) == found
+
+
+def test_of_two_layers_the_norm_of_the_first_is_kept_beside_that_of_the_last() -> None:
+    bench = Bench(0)
+    log_history(bench, {"loss": np.ones(2), "norm_before": np.array([[1.0, 2.0], [3.0, 4.0]])})
+    assert bench.curves == {"norm": ([1, 2], [2, 4]), "norm_first": ([1, 2], [1, 3])}
+    bench = Bench(0)
+    log_history(bench, {"loss": np.ones(2), "norm_before": np.array([[1.0], [3.0]])})
+    assert bench.curves == {"norm": ([1, 2], [1, 3])}
 
 
 def test_plain_networks_have_no_detector_and_no_norms() -> None:
