@@ -85,6 +85,11 @@ def test_the_paper_s_networks_have_its_sizes() -> None:
         networks._convolutional(4, (1, 8, 8))
 
 
+def test_the_residual_network_wants_colours() -> None:
+    with pytest.raises(ValueError, match="images of 1 channels; the residual network takes colours"):
+        networks.build(Fortified(network="resnet"), MAIN["at"], (1, 8, 8), 0)
+
+
 def test_the_capacity_control_has_all_of_the_layer_and_none_of_its_losses() -> None:
     control, full = VARIANTS["at-dae"], VARIANTS["fortified"]
     assert (control.rec, control.adv) == (0, 0)
@@ -118,6 +123,14 @@ def test_of_two_layers_the_norm_of_the_first_is_kept_beside_that_of_the_last() -
     bench = Bench(0)
     log_history(bench, {"loss": np.ones(2), "norm_before": np.array([[1.0], [3.0]])})
     assert bench.curves == {"norm": ([1, 2], [1, 3])}
+
+
+def test_too_few_images_for_the_detector_are_an_error_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mechanisms.papers._fortified.training.trained", None)
+    with pytest.raises(ValueError, match="pictured=20 of 60 test images; the detector takes at least 40"):
+        judging.run(replace(TINY, pictured=20), "fortified", Bench(0))
 
 
 def test_plain_networks_have_no_detector_and_no_norms() -> None:
@@ -193,6 +206,8 @@ def test_the_five_checks_are_checks_that_the_report_makes() -> None:
 def test_an_ensemble_without_the_budget_of_training_is_an_error() -> None:
     with pytest.raises(ValueError, match="lacks the budget of training"):
         ensemble.run(Ensemble(attacked=(0.05,)), "at", Bench(0))
+    with pytest.raises(ValueError, match="images=0"):
+        ensemble.run(Ensemble(images=0), "at", Bench(0))
 
 
 # --- the substitute ---------------------------------------------------------------------------------------------------
