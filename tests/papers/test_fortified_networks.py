@@ -14,7 +14,7 @@ from mechanisms.lab.configuration import as_dict
 from mechanisms.lab.records import Cell, Curve, Record
 from mechanisms.papers._fortified import black_box, ensemble, examples, judging, networks, pictures
 from mechanisms.papers._fortified.settings import MAIN, VARIANTS, BlackBox, Ensemble, Fortified, Variant
-from mechanisms.papers._fortified.training import trained
+from mechanisms.papers._fortified.training import log_history, trained
 from mechanisms.papers.fortified_networks import CIFAR, FASHION, MNIST, SMOKE, paper
 from mechanisms.robust import FortifiedModel, MaskingCheck, RobustnessReport
 
@@ -57,7 +57,7 @@ def test_layers_stand_where_the_variant_says() -> None:
     names = {name: getattr(networks.build(TINY, VARIANTS[name], (1, 8, 8), 0), "names", ()) for name in VARIANTS}
     assert names["at"] == names["plain"] == ()
     assert names["fortified"] == names["at-dae"] == ("relu2",)
-    assert names["fortified-all"] == ("relu1", "relu2")
+    assert names["fortified-all"] == names["fortified-all-blocked"] == ("relu1", "relu2")
     assert names["fortified-input"] == ("",)
 
 
@@ -85,6 +85,11 @@ def test_the_paper_s_networks_have_its_sizes() -> None:
         networks._convolutional(4, (1, 8, 8))
 
 
+def test_the_residual_network_wants_colours() -> None:
+    with pytest.raises(ValueError, match="images of 1 channels; the residual network takes colours"):
+        networks.build(Fortified(network="resnet"), MAIN["at"], (1, 8, 8), 0)
+
+
 def test_the_capacity_control_has_all_of_the_layer_and_none_of_its_losses() -> None:
     control, full = VARIANTS["at-dae"], VARIANTS["fortified"]
     assert (control.rec, control.adv) == (0, 0)
@@ -109,6 +114,23 @@ def test_a_run_measures_accuracies_learning_curves_and_the_detector() -> None:
     for name in ("clean_errors", "adversarial_errors"):
         assert sum(bench.curves[name][1]) == pytest.approx(1, abs=1e-3)
     assert judging.run(TINY, "fortified", Bench(0)) == found
+
+
+def test_of_two_layers_the_norm_of_the_first_is_kept_beside_that_of_the_last() -> None:
+    bench = Bench(0)
+    log_history(bench, {"loss": np.ones(2), "norm_before": np.array([[1.0, 2.0], [3.0, 4.0]])})
+    assert bench.curves == {"norm": ([1, 2], [2, 4]), "norm_first": ([1, 2], [1, 3])}
+    bench = Bench(0)
+    log_history(bench, {"loss": np.ones(2), "norm_before": np.array([[1.0], [3.0]])})
+    assert bench.curves == {"norm": ([1, 2], [1, 3])}
+
+
+def test_too_few_images_for_the_detector_are_an_error_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mechanisms.papers._fortified.training.trained", None)
+    with pytest.raises(ValueError, match="pictured=20 of 60 test images; the detector takes at least 40"):
+        judging.run(replace(TINY, pictured=20), "fortified", Bench(0))
 
 
 def test_plain_networks_have_no_detector_and_no_norms() -> None:
@@ -184,6 +206,8 @@ def test_the_five_checks_are_checks_that_the_report_makes() -> None:
 def test_an_ensemble_without_the_budget_of_training_is_an_error() -> None:
     with pytest.raises(ValueError, match="lacks the budget of training"):
         ensemble.run(Ensemble(attacked=(0.05,)), "at", Bench(0))
+    with pytest.raises(ValueError, match="images=0"):
+        ensemble.run(Ensemble(images=0), "at", Bench(0))
 
 
 # --- the substitute ---------------------------------------------------------------------------------------------------
@@ -210,9 +234,29 @@ def test_a_substitute_comes_to_answer_as_the_network_does() -> None:
     assert found["white_box_accuracy"] <= found["black_box_accuracy"] + 0.1
 
 
-def test_a_holdout_that_leaves_no_test_images_is_an_error() -> None:
-    with pytest.raises(ValueError, match="leaves none of the 60"):
-        black_box.run(BlackBox(**as_dict(TINY), holdout=60), "plain", Bench(0))
+def test_each_augmentation_doubles_what_the_network_is_asked_and_only_new_images_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Oracle(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            asked.append(len(x))
+            return x.flatten(1)[:, :10]
+
+    asked: list[int] = []
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "mechanisms.robust.classifier_training.train_classifier", lambda model, x, y, **options: seen.append(len(x))
+    )
+    settings = BlackBox(augmentations=3, substitute_hidden=(8,))
+    black_box.learn_substitute(settings, Oracle(), torch.rand(5, 1, 8, 8), Bench(0))
+    assert asked == [5, 5, 10, 20]
+    assert seen == [5, 10, 20, 40]
+
+
+@pytest.mark.parametrize("holdout", [0, 60])
+def test_an_attacker_begins_with_some_images_and_leaves_some(holdout: int) -> None:
+    with pytest.raises(ValueError, match=f"holdout={holdout} of 60 test images"):
+        black_box.run(BlackBox(**as_dict(TINY), holdout=holdout), "plain", Bench(0))
 
 
 # --- claims and figures -----------------------------------------------------------------------------------------------
@@ -249,7 +293,9 @@ def test_the_ensemble_s_claim_and_figures_read_its_summary() -> None:
     outcomes = [claim.check.evaluate(cell) for claim in experiment.claims]
     assert [(outcome.verdict, outcome.provisional) for outcome in outcomes] == [("holds", True)]
     assert len(pictures.draw_ensemble(cell).data) == 2 * len(ensemble.VARIANTS)
-    assert list(pictures.draw_attacks(cell).data[0].x) == ["clean", "pgd", "apgd-ce"]
+    attacks = pictures.draw_attacks(cell)
+    assert list(attacks.data[0].x) == ["clean", "pgd", "apgd-ce"]
+    assert attacks.layout.xaxis.type == "category"
 
 
 def test_figures_without_records_say_so() -> None:
@@ -283,7 +329,15 @@ def test_settings_are_the_paper_s() -> None:
         assert (settings.lr, settings.batch_size, settings.label_smoothing, settings.noise_std) == (1e-3, 128, 0.1, 0.1)
 
 
-SHORT = {"width": 4, "units": 1, "code": 8, "epochs": 1, "attack_steps": 1, "test_steps": 2, "pictured": 40}
+SHORT: dict[str, Any] = {
+    "width": 4,
+    "units": 1,
+    "code": 8,
+    "epochs": 1,
+    "attack_steps": 1,
+    "test_steps": 2,
+    "pictured": 40,
+}
 
 
 @pytest.fixture

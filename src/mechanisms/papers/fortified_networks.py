@@ -206,13 +206,23 @@ DIGITS = Experiment(
 
 ABLATED = Experiment(
     name="ablations",
-    description="The same with layers behind both hidden layers, small weights, tanh, a blocked target, and noise at "
-    "test time as in the released code (judged through the mean of 20 draws, and beside it by one draw).",
+    description="The same with layers behind both hidden layers, without and with a blocked target, small weights, "
+    "tanh, a blocked target behind the last, and noise at test time as in the released code (judged through the mean "
+    "of 20 draws, and beside it by one draw).",
     run=judging.run,
     variants=("at-dae", "fortified", *ABLATIONS),
     scales={"smoke": Fortified(**SMOKE), "laptop": Fortified()},
     figures=(
-        *_figures(("at-dae", "fortified", *ABLATIONS), ("fortified", "fortified-all", "fortified-blocked")),
+        *_figures(("at-dae", "fortified", *ABLATIONS), ("fortified", "fortified-all", "fortified-all-blocked")),
+        curves(
+            "norm_first",
+            "Norm of the first hidden state, where both are denoised",
+            variants=("fortified-all", "fortified-all-blocked"),
+            x="epoch",
+            log_y=True,
+            caption="Mean over training images and seeds; the band is one standard deviation to either side. A blocked "
+            "target takes the reward from shrinking.",
+        ),
         bars("pgd_accuracy_one_draw", "Noise at test time, attacked and judged by one draw"),
     ),
 )
@@ -313,7 +323,7 @@ CIFAR_ENSEMBLE = Experiment(
     run=ensemble.run,
     variants=ensemble.VARIANTS,
     scales={
-        "smoke": Ensemble(**CIFAR | SMOKE | TINY_CIFAR, images=30, attacked=(8 / 255,), steps=2, restarts=1, queries=3),
+        "smoke": Ensemble(**CIFAR | SMOKE | TINY_CIFAR, images=10, attacked=(8 / 255,), steps=2, restarts=1, queries=3),
         "paper": Ensemble(**CIFAR, attacked=(4 / 255, 8 / 255)),
     },
     seeds=3,

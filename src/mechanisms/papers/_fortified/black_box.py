@@ -2,8 +2,8 @@
 
     S <- S and clip(x + λ sign ∇_x F_{O(x)}(x))  for x in S        labels O(x) from the network under attack
 
-F is the substitute, trained on after each enlargement of S. Papernot, McDaniel, Goodfellow, Jha, Celik, Swami:
-"Practical Black-Box Attacks against Machine Learning", ASIA CCS 2017, arXiv 1602.02697.
+F is the substitute, trained on the first S, and trained on after each enlargement. Papernot, McDaniel, Goodfellow, Jha,
+Celik, Swami: "Practical Black-Box Attacks against Machine Learning", ASIA CCS 2017, arXiv 1602.02697.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ VARIANTS = ("plain", "at", "at-dae", "fortified")
 
 
 def run(settings: BlackBox, variant: str, bench: Bench) -> dict[str, Any]:
-    """Train the network and a substitute of it, and try on it what turns the substitute."""
+    """Train the network and a substitute of it, and try on it what turns the substitute.
+
+    Raises:
+        NotHere: the data are not on this machine.
+        ValueError: the attacker begins with no image, or with all.
+    """
     import torch
 
     from mechanisms.papers._fortified.examples import load
@@ -29,8 +34,11 @@ def run(settings: BlackBox, variant: str, bench: Bench) -> dict[str, Any]:
     from mechanisms.robust.adversarial import fgsm
 
     examples = load(settings, bench)
-    if settings.holdout >= len(examples.test_y):
-        raise ValueError(f"holdout={settings.holdout} leaves none of the {len(examples.test_y)} test images")
+    if not 0 < settings.holdout < len(examples.test_y):
+        raise ValueError(
+            f"holdout={settings.holdout} of {len(examples.test_y)} test images; the attacker begins with some of them, "
+            "and some must be left"
+        )
     model, _ = trained(settings, variant, bench, examples)
     x, y = examples.test_x.to(bench.device), examples.test_y.to(bench.device)
     held, x, y = x[: settings.holdout], x[settings.holdout :], y[settings.holdout :]
@@ -55,9 +63,15 @@ def learn_substitute(settings: BlackBox, model: nn.Module, held: Tensor, bench: 
 
     with seeded(stream_seed(bench.seed, "substitute")):
         substitute = perceptron(held[0].numel(), settings.substitute_hidden).to(bench.device)
-    for round_ in range(settings.augmentations):
-        with torch.no_grad():
-            answers = model(held).argmax(1)
+    with torch.no_grad():
+        answers = torch.cat([model(part).argmax(1) for part in held.split(1024)])
+    for round_ in range(settings.augmentations + 1):
+        if round_:
+            fresh = augmented(substitute, held, answers, settings.augmentation_step)
+            with torch.no_grad():
+                # The network is asked about the new images alone: of the others the attacker has its answers.
+                answers = torch.cat([answers, *(model(part).argmax(1) for part in fresh.split(1024))])
+            held = torch.cat([held, fresh])
         train_classifier(
             substitute,
             held,
@@ -70,8 +84,6 @@ def learn_substitute(settings: BlackBox, model: nn.Module, held: Tensor, bench: 
             device=bench.device,
             progress=lambda done, total, loss: bench.progress(done, total, loss=loss),
         )
-        if round_ + 1 < settings.augmentations:
-            held = torch.cat([held, augmented(substitute, held, answers, settings.augmentation_step)])
     return substitute
 
 

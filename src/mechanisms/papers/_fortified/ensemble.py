@@ -19,7 +19,7 @@ def run(settings: Ensemble, variant: str, bench: Bench) -> dict[str, Any]:
 
     Raises:
         NotHere: the attacks' libraries, or the data, are not on this machine.
-        ValueError: the budget of training is not among those of the ensemble.
+        ValueError: the budget of training is not among those of the ensemble, or no image is attacked.
     """
     from mechanisms._base.extras import MissingExtra
     from mechanisms.lab import NotHere
@@ -29,6 +29,8 @@ def run(settings: Ensemble, variant: str, bench: Bench) -> dict[str, Any]:
 
     if settings.eps not in settings.attacked:
         raise ValueError(f"attacked={settings.attacked} lacks the budget of training, eps={settings.eps}; add it")
+    if settings.images < 1:
+        raise ValueError(f"images={settings.images}: at least 1 test image must be attacked")
     examples = load(settings, bench)
     model, _ = trained(settings, variant, bench, examples)
     surrogate, _ = trained(settings, "plain", bench, examples)

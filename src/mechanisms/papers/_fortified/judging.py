@@ -13,17 +13,27 @@ if TYPE_CHECKING:
     from mechanisms.papers._fortified.settings import Fortified
 
 FALSE_POSITIVES = 0.05
+FEWEST = 40  # images: half of them set the detector's threshold, which for this rate takes 19
 LOWEST, HIGHEST, PER_DECADE = -6, 2, 10  # of the histogram of reconstruction errors, in powers of ten
 
 
 def run(settings: Fortified, variant: str, bench: Bench) -> dict[str, Any]:
-    """Train one variant, and attack it with PGD."""
+    """Train one variant, and attack it with PGD.
+
+    Raises:
+        NotHere: the data are not on this machine.
+        ValueError: settings that do not fit the data or each other.
+    """
     from mechanisms.papers._fortified.examples import load
     from mechanisms.papers._fortified.training import log_history, trained
     from mechanisms.robust.adversarial import fgsm, withstands_pgd
     from mechanisms.robust.denoising import ExpectationOverNoise
 
     examples = load(settings, bench)
+    if min(settings.pictured, len(examples.test_y)) < FEWEST:
+        raise ValueError(
+            f"pictured={settings.pictured} of {len(examples.test_y)} test images; the detector takes at least {FEWEST}"
+        )
     network, history = trained(settings, variant, bench, examples)
     log_history(bench, history)
     noisy = VARIANTS[variant].noise == "always"

@@ -50,6 +50,8 @@ def _network(settings: Fortified, shape: Shape) -> tuple[nn.Module, dict[str, tu
         return perceptron(math.prod(shape), settings.hidden), states
     if settings.network == "cnn":
         return _convolutional(settings.width, shape)
+    if shape[0] != 3:
+        raise ValueError(f"images of {shape[0]} channels; the residual network takes colours, 3 channels")
     network, inner = _residual(settings.width, settings.units, shape)
     return Normalised(network, CIFAR), {f"network.{name}": size for name, size in inner.items()}
 

@@ -179,6 +179,7 @@ def draw_attacks(cell: Cell) -> plotly.graph_objects.Figure:
         )
     if not figure.data:
         return _nothing(figure)
+    figure.update_xaxes(type="category")  # a canvas's axes are of numbers, on which names have no place
     figure.update_yaxes(rangemode="tozero")
     return figure
 

@@ -99,6 +99,7 @@ MAIN = {
 }
 ABLATIONS = {
     "fortified-all": Variant(place="all"),
+    "fortified-all-blocked": Variant(place="all", blocked=True),  # is it the shrinking of states that decides there?
     "fortified-light": Variant(rec=0.01, adv=0.01),
     "fortified-tanh": Variant(activation="tanh"),
     "fortified-blocked": Variant(blocked=True),

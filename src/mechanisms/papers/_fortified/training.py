@@ -76,7 +76,10 @@ def _fit(settings: Fortified, name: str, bench: Bench, model: nn.Module, example
 
 
 def log_history(bench: Bench, history: dict[str, np.ndarray]) -> None:
-    """Some epochs of the learning curves; of several layers the last, which all variants but one have."""
+    """Some epochs of the learning curves.
+
+    Of several layers the last, which is the only one of most variants; "norm_first" is that of the first.
+    """
     epochs = len(history["loss"])
     for epoch in sorted({round(place) for place in np.linspace(1, epochs, min(POINTS, epochs))}):
         found = {}
@@ -84,4 +87,6 @@ def log_history(bench: Bench, history: dict[str, np.ndarray]) -> None:
             row = np.atleast_1d(history[name][epoch - 1]) if name in history else np.zeros(0)
             if row.size:
                 found[shown] = float(f"{row[-1]:.5g}")
+            if shown == "norm" and row.size > 1:
+                found["norm_first"] = float(f"{row[0]:.5g}")
         bench.log(epoch, **found)
