@@ -38,9 +38,13 @@ def mean_and_deviation(mean: float, deviation: float | None) -> tuple[str, str]:
 
     >>> mean_and_deviation(0.85512, 0.0491), mean_and_deviation(12345.67, 0.342), mean_and_deviation(0.5, None)
     (('0.855', '0.049'), ('12 345.67', '0.34'), ('0.500', ''))
+    >>> mean_and_deviation(0.1, 1.7e-17)
+    ('0.100', '0')
     """
     if deviation is None:
         return number(mean), ""
+    if deviation < 1e-12 * abs(mean):  # what rounding leaves of equal values
+        deviation = 0.0
     if not 1e-7 < deviation < 1e7:
         return number(mean), number(deviation)
     decimals = max(1 - math.floor(math.log10(deviation)), 0)
