@@ -6,19 +6,6 @@
 
 #include "rim_rows.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-// Asks for large pages for what is kept of long sequences: small ones take up to a tenth of the forward pass.
-void large_pages(void *start, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = 1 << 12, from = ((uintptr_t)start + page - 1) / page * page;
-    const int64_t skipped = (int64_t)(from - (uintptr_t)start);
-    if (bytes >= (int64_t)1 << 25) madvise((void *)from, (size_t)(bytes - skipped), MADV_HUGEPAGE);
-#endif
-}
-
 struct Space {
     REAL *x, *z, *arrived, *dy;  // (B, H dv + d), (B, at least 4 d), (B, n, d), (B, K, Hc cv): rows of this call
     int32_t *list;
