@@ -34,7 +34,7 @@ from mechanisms.recurrent._rim_jobs import (
 from mechanisms.recurrent._spare_pages import empty
 
 SOURCE = "rims.c"
-GATHERED = 1 << 23  # bytes of gathered rows and gradients that are held at once in the backward pass
+GATHERED = 1 << 24  # bytes of gathered rows and gradients that are held at once in the backward pass
 AHEAD = 64  # as in rims.h: steps whose keys and values of the input are made at once
 
 
