@@ -1,8 +1,8 @@
 """Large tensors on the CPU whose memory is used again: the system clears new memory, and that can take longer than what
 a pass computes there.
 
-What a tensor leaves behind is kept for the next one of about its size, and lent to the system meanwhile: it takes the
-pages when it needs them. Where the system cannot be told so, nothing is kept.
+What a tensor leaves behind is kept for the next one of about its size. Until then it is lent to the system, which takes
+pages of it when it runs short. Where the system cannot be told so, nothing is kept.
 """
 
 import mmap
