@@ -22,6 +22,7 @@ from mechanisms.papers._meta_rims import exact, levels, pictures, roles
 from mechanisms.papers._meta_rims.exact import Exact
 from mechanisms.papers._meta_rims.levels import Levels
 from mechanisms.papers._meta_rims.roles import Roles
+from mechanisms.papers._meta_rims.settings import VARIANTS
 
 SOURCE = "Madan et al. 2021"
 EVERYWHERE = ("smoke", "laptop")
@@ -32,7 +33,7 @@ ROLES = Experiment(
     description="PPO in a room of 5 by 5 with two balls, then in one of 7 by 7 with four balls and a new colour: which "
     "parameters are updated often, and which in every fifth update only?",
     run=roles.run_roles,
-    variants=roles.VARIANTS,
+    variants=VARIANTS,
     scales={"smoke": TINY, "laptop": Roles()},
     first_seed=100,
     claims=(
@@ -48,7 +49,7 @@ ROLES = Experiment(
     figures=(
         Figure(
             "Success in training and after the switch",
-            pictures.draw_learning(roles.VARIANTS),
+            pictures.draw_learning(VARIANTS),
             "Sampled actions, episodes that ended within five updates; inner and outer rollouts both count as frames. "
             "Bands are 95 % Student intervals of the mean over seeds. An agent that acts at random is at 0.57 in "
             "training and 0.35 after the switch; at 0.68 and 0.46 in the first five updates of each phase, where short "
@@ -56,13 +57,13 @@ ROLES = Experiment(
         ),
         Figure(
             "Success in each sixth of both phases",
-            pictures.draw_sixths(roles.VARIANTS),
+            pictures.draw_sixths(VARIANTS),
             "Their mean is the area under the curve. Bars are 95 % Student intervals.",
         ),
-        bars("training_auc", "Area under the curve, training", variants=roles.VARIANTS),
-        bars("transfer_auc", "Area under the curve, after the switch", variants=roles.VARIANTS),
-        bars("final_training", "Greedy success after training", variants=roles.VARIANTS),
-        bars("final_transfer", "Greedy success after transfer", variants=roles.VARIANTS),
+        bars("training_auc", "Area under the curve, training", variants=VARIANTS),
+        bars("transfer_auc", "Area under the curve, after the switch", variants=VARIANTS),
+        bars("final_training", "Greedy success after training", variants=VARIANTS),
+        bars("final_transfer", "Greedy success after transfer", variants=VARIANTS),
         Figure(
             "Modules that are active over an episode, meta",
             pictures.draw_activation("meta"),
@@ -157,7 +158,7 @@ LEVELS = Experiment(
     description="Pairs of BabyAI and MiniGrid levels: PPO on the easier one, then on the harder one, with the agent of "
     "convolutions, instruction encoder and five modules.",
     run=levels.run_levels,
-    variants=levels.VARIANTS,
+    variants=VARIANTS,
     scales={
         "smoke": levels.tiny(),
         "paper": Levels(),
@@ -178,10 +179,10 @@ LEVELS = Experiment(
         ),
     ),
     figures=(
-        bars("training_auc", "Area under the curve, training, mean over pairs", variants=levels.VARIANTS),
-        bars("transfer_auc", "Area under the curve, after the switch, mean over pairs", variants=levels.VARIANTS),
-        bars("zero_shot", "Greedy success on the harder level before adaptation", variants=levels.VARIANTS),
-        bars("final_transfer", "Greedy success on the harder level after adaptation", variants=levels.VARIANTS),
+        bars("training_auc", "Area under the curve, training, mean over pairs", variants=VARIANTS),
+        bars("transfer_auc", "Area under the curve, after the switch, mean over pairs", variants=VARIANTS),
+        bars("zero_shot", "Greedy success on the harder level before adaptation", variants=VARIANTS),
+        bars("final_transfer", "Greedy success on the harder level after adaptation", variants=VARIANTS),
     ),
 )
 

@@ -31,9 +31,10 @@ from mechanisms.recurrent._rim_jobs import (
     StackJob,
     view,
 )
+from mechanisms.recurrent._spare_pages import empty
 
 SOURCE = "rims.c"
-GATHERED = 1 << 23  # bytes of gathered rows and gradients that are held at once in the backward pass
+GATHERED = 1 << 24  # bytes of gathered rows and gradients that are held at once in the backward pass
 AHEAD = 64  # as in rims.h: steps whose keys and values of the input are made at once
 
 
@@ -213,11 +214,8 @@ class Run:
                 slot.point(x=self.inputs[own[0]] if own[0] >= 0 else None)
                 reals.add(slot, "kv", ahead * shape.kv)
         if kept is None:
-            kept = [
-                self.like.new_empty(space.total, dtype=kind)
-                for space, kind in ((reals, None), (small, torch.int32), (bytes_, torch.uint8))
-            ]
-            self.library.large_pages(ctypes.c_void_p(kept[0].data_ptr()), ctypes.c_int64(kept[0].nbytes))
+            kinds = (reals, self.like.dtype), (small, torch.int32), (bytes_, torch.uint8)
+            kept = [empty(space.total, kind) for space, kind in kinds]
         for space, made in zip((reals, small, bytes_), kept, strict=True):
             space.point(made)
         self.alive += [jobs, kept, output]

@@ -134,21 +134,33 @@ class GroupLinear(nn.Module):
 
 
 class _GroupCell(nn.Module):
-    """Sizes and initial values, which the two cells share."""
+    """Parameters and initial values, which the two cells share."""
 
     gates = 1
+    biases: tuple[str, ...] = ()
 
-    def __init__(self, num_groups: int, input_size: int, hidden_size: int, init: str) -> None:
+    def __init__(
+        self,
+        num_groups: int,
+        input_size: int,
+        hidden_size: int,
+        *,
+        init: str = "reference",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.num_groups = check_whole(num_groups, "num_groups")
         self.input_size = check_whole(input_size, "input_size")
         self.hidden_size = check_whole(hidden_size, "hidden_size")
         self.init = check_choice(init, "init", INITS)
-
-    def _weights(self, **like: Any) -> None:
-        rows = self.gates * self.hidden_size
-        self.weight_ih = nn.Parameter(torch.empty(self.num_groups, self.input_size, rows, **like))
-        self.weight_hh = nn.Parameter(torch.empty(self.num_groups, self.hidden_size, rows, **like))
+        rows = self.gates * hidden_size
+        like: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight_ih = nn.Parameter(torch.empty(num_groups, input_size, rows, **like))
+        self.weight_hh = nn.Parameter(torch.empty(num_groups, hidden_size, rows, **like))
+        for name in self.biases:
+            self.register_parameter(name, nn.Parameter(torch.empty(num_groups, rows, **like)))
+        self.reset_parameters()
 
     @property
     def bound(self) -> float:
@@ -185,21 +197,8 @@ class GroupLSTMCell(_GroupCell):
     """
 
     gates = 4
-
-    def __init__(
-        self,
-        num_groups: int,
-        input_size: int,
-        hidden_size: int,
-        *,
-        init: str = "reference",
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_groups, input_size, hidden_size, init)
-        self._weights(device=device, dtype=dtype)
-        self.bias = nn.Parameter(torch.empty(num_groups, 4 * hidden_size, device=device, dtype=dtype))
-        self.reset_parameters()
+    biases = ("bias",)
+    bias: nn.Parameter
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, uniform within `bound`, the bias as a sum of two."""
@@ -237,22 +236,9 @@ class GroupGRUCell(_GroupCell):
     """
 
     gates = 3
-
-    def __init__(
-        self,
-        num_groups: int,
-        input_size: int,
-        hidden_size: int,
-        *,
-        init: str = "reference",
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_groups, input_size, hidden_size, init)
-        self._weights(device=device, dtype=dtype)
-        self.bias_ih = nn.Parameter(torch.empty(num_groups, 3 * hidden_size, device=device, dtype=dtype))
-        self.bias_hh = nn.Parameter(torch.empty(num_groups, 3 * hidden_size, device=device, dtype=dtype))
-        self.reset_parameters()
+    biases = "bias_ih", "bias_hh"
+    bias_ih: nn.Parameter
+    bias_hh: nn.Parameter
 
     def forward(
         self, input: Float[Tensor, "batch groups size"], hx: Float[Tensor, "batch groups hidden"] | None = None

@@ -6,19 +6,6 @@
 
 #include "rim_rows.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-// Asks for large pages for what is kept of long sequences: small ones take up to a tenth of the forward pass.
-void large_pages(void *start, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = 1 << 12, from = ((uintptr_t)start + page - 1) / page * page;
-    const int64_t skipped = (int64_t)(from - (uintptr_t)start);
-    if (bytes >= (int64_t)1 << 25) madvise((void *)from, (size_t)(bytes - skipped), MADV_HUGEPAGE);
-#endif
-}
-
 struct Space {
     REAL *x, *z, *arrived, *dy;  // (B, H dv + d), (B, at least 4 d), (B, n, d), (B, K, Hc cv): rows of this call
     int32_t *list;
@@ -45,15 +32,7 @@ static struct Space space_of(const struct Layer *l, const struct Stack *s) {
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
-// Queries of all modules from their states; what they tell and ask each other. Both are made again in the backward
-// pass, since they are large and cheap.
-static void ask(const struct Stack *s, const struct Layer *l, int64_t t) {
-    const int64_t n = l->modules, d = l->size, keys = l->heads * l->key, first = s->cell.first_row;
-    for (int64_t k = 0; k < n; k++)
-        multiply(s->cell.end_row - first, h_before(l, s, t, first) + k * d, n * d, l->query + k * d * padded(keys), d,
-                 keys, l->q + (first * n + k) * keys, n * keys, NULL, 0);
-}
-
+// What modules tell and ask each other. It is made again in the backward pass, since it is large and cheap.
 static void speak(const struct Stack *s, const struct Layer *l, int64_t t) {
     const int64_t n = l->modules, d = l->size, talks = talk_size(l), first = s->cell.first_row;
     const REAL *u = l->u + (kept(l, t) * s->cell.batch + first) * n * d;
@@ -66,8 +45,8 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
     const struct Layer *l = &s->layers[layer];
     const struct Sequence *cell = &s->cell;
     const int64_t n = l->modules, d = l->size, K = l->active, H = l->heads, B = cell->batch, row = n * d;
-    const int64_t read = H * l->value, fed = read + d, first = cell->first_row, rows = cell->end_row - first;
-    const int64_t told = l->comm_heads * l->comm_value, at = kept(l, t) * B;
+    const int64_t keys = H * l->key, read = H * l->value, fed = read + d, told = l->comm_heads * l->comm_value;
+    const int64_t first = cell->first_row, rows = cell->end_row - first, at = kept(l, t) * B;
     const struct Space space = space_of(l, s);
     for (int64_t i = 0; i < l->slots; i++) {
         const struct Slot *slot = &l->slot[i];
@@ -78,9 +57,11 @@ static void layer_forward(const struct Stack *s, int64_t layer, int64_t t) {
     REAL *q = l->q, *alpha = l->alpha + at * l->slots * n * H;
     uint8_t *mask = l->mask + t * B * n;
     int32_t *chosen = l->chosen + at * K;
-    ask(s, l, t);
+    for (int64_t k = 0; k < n; k++)
+        multiply(rows, h_before(l, s, t, first) + k * d, row, l->query + k * d * padded(keys), d, keys,
+                 q + (first * n + k) * keys, n * keys, NULL, 0);
     for (int64_t b = first; b < cell->end_row; b++) {
-        attend(l, s, t, b, q + b * n * H * l->key, alpha + b * l->slots * n * H, mask + b * n, chosen + b * K);
+        attend(l, s, t, b, q + b * n * keys, alpha + b * l->slots * n * H, mask + b * n, chosen + b * K);
         if (t >= length(cell, b)) {  // a row that has ended: nobody moves
             memset(mask + b * n, 0, (size_t)n);
             for (int64_t r = 0; r < K; r++) chosen[b * K + r] = -1;
@@ -223,12 +204,12 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
     const uint8_t *mask = l->mask + at * n;
     const int lost_too = l->comm && !l->held && !l->blocked;  // candidates that lost have gradients
     if (l->comm) talking_back(s, l, &space, t);
-    ask(s, l, t);
     for (int64_t i = 0; i < l->slots; i++)
         memset(l->slot[i].grad + (here + first) * kv_size(l), 0, (size_t)(rows * kv_size(l)) * sizeof(REAL));
     for (int64_t k = 0; k < n; k++) {
         const int64_t start = (k * B + first) * l->span + l->count[s->part * n + k];
-        REAL *dz = l->dz + start * 4 * d, *dq = l->dq + start * keys;
+        REAL *dz = l->dz + start * 4 * d, *dq = l->dq + start * keys, *q = l->q + first * n * keys;
+        REAL *gathered = l->rows ? l->rows + start * fed : space.x;
         int64_t some = 0;
         for (int64_t b = first; b < cell->end_row; b++) {
             const int won = mask[b * n + k];
@@ -238,17 +219,17 @@ static void layer_backward(const struct Stack *s, int64_t layer, int64_t t) {
             candidate_back(l, l->z + ((at + b) * n + k) * 4 * d, h, l->gru ? NULL : c_before(l, s, t, b) + k * d,
                            l->comm ? space.arrived + (b - first) * row + k * d : l->dh + own, dz + some * 4 * d,
                            l->dh + own, l->gru ? NULL : l->dc + own, won);
-            if (l->rows) {
-                REAL *x = l->rows + (start + some) * fed;
-                read_values(l, s, t, b, k, l->alpha + (at + b) * l->slots * n * H, x);
-                memcpy(x + read, h, (size_t)d * sizeof(REAL));
-            }
+            REAL *x = gathered + some * fed;
+            if (l->rows) read_values(l, s, t, b, k, l->alpha + (at + b) * l->slots * n * H, x);
+            memcpy(x + read, h, (size_t)d * sizeof(REAL));
             space.list[some++] = (int32_t)b;
         }
+        // Queries are made again, of those alone whose reads have gradients.
+        multiply(some, gathered + read, fed, l->query + k * d * padded(keys), d, keys, q, keys, NULL, 0);
         multiply(some, dz, 4 * d, l->gates_back + k * 4 * d * padded(fed), 4 * d, fed, space.x, fed, NULL, 0);
         for (int64_t i = 0; i < some; i++) {
             const int64_t b = space.list[i];
-            attend_back(l, s, t, b, k, l->q + (b * n + k) * keys, l->alpha + (at + b) * l->slots * n * H,
+            attend_back(l, s, t, b, k, q + i * keys, l->alpha + (at + b) * l->slots * n * H,
                         space.x + i * fed, dq + i * keys);
         }
         multiply(some, dq, keys, l->query_back + k * keys * padded(d), keys, d, space.x + read, fed, NULL, 1);

@@ -100,6 +100,53 @@ INLINE void put(REAL *p, vec a, int n) {
 INLINE int left(int64_t size, int64_t u) { return size - u < LANES ? (int)(size - u) : LANES; }
 #define VECTORS(u, size) for (int64_t u = 0; u < (size); u += LANES)
 
+// f(some, count, ...) with constants, 1 to BLOCK and 1 to 4, so that its sums stay in registers.
+#define SIZED(f, some, count, ...)                     \
+    switch (some) {                                    \
+        case 1: f(1, count, __VA_ARGS__); break;       \
+        case 2: f(2, count, __VA_ARGS__); break;       \
+        case 3: f(3, count, __VA_ARGS__); break;       \
+        case 4: f(ROWS(4), count, __VA_ARGS__); break; \
+        case 5: f(ROWS(5), count, __VA_ARGS__); break; \
+        default: f(BLOCK, count, __VA_ARGS__);         \
+    }
+#define ALL_SIZED(f, some, count, ...)                    \
+    if ((count) == 4) SIZED(f, some, 4, __VA_ARGS__)      \
+    else if ((count) == 3) SIZED(f, some, 3, __VA_ARGS__) \
+    else if ((count) == 2) SIZED(f, some, 2, __VA_ARGS__) \
+    else SIZED(f, some, 1, __VA_ARGS__)
+
+// out = start + a w for some rows and count vectors of columns, `last` numbers in the last; start is NULL for zeros.
+INLINE void fixed_multiply(int some, int count, const REAL *a, int64_t a_row, const REAL *w, int64_t k,
+                           const REAL *start, int64_t start_row, REAL *out, int64_t out_row, int last) {
+    vec sum[BLOCK][4];
+#pragma GCC unroll 6
+    for (int i = 0; i < some; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++)
+            sum[i][v] = start ? take(start + i * start_row + v * LANES, v == count - 1 ? last : LANES) : (vec){};
+    for (int64_t j = 0; j < k; j++) {
+        vec b[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) b[v] = *(const loose *)(w + (j * count + v) * LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < some; i++) {
+            const vec one = all(a[i * a_row + j]);
+#pragma GCC unroll 4
+            for (int v = 0; v < count; v++) sum[i][v] += one * b[v];
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < some; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) put(out + i * out_row + v * LANES, sum[i][v], v == count - 1 ? last : LANES);
+}
+
+static void multiply_block(int some, int count, const REAL *a, int64_t a_row, const REAL *w, int64_t k,
+                           const REAL *start, int64_t start_row, REAL *out, int64_t out_row, int last) {
+    ALL_SIZED(fixed_multiply, some, count, a, a_row, w, k, start, start_row, out, out_row, last)
+}
+
 // out = start + a w for some rows; start is a vector for all rows, or what is in `out` already, or zero.
 static void multiply(int64_t rows, const REAL *a, int64_t a_row, const REAL *w, int64_t k, int64_t columns, REAL *out,
                      int64_t out_row, const REAL *start, int add) {
@@ -109,17 +156,9 @@ static void multiply(int64_t rows, const REAL *a, int64_t a_row, const REAL *w, 
         for (int64_t row = 0, some; row < rows; row += some) {
             const int64_t blocks = (rows - row + BLOCK - 1) / BLOCK;
             some = (rows - row + blocks - 1) / blocks;
-            vec sum[BLOCK][4];
-            for (int r = 0; r < some; r++)
-                for (int v = 0; v < count; v++) {
-                    const int n = v == count - 1 ? last : LANES;
-                    const int64_t at = u + v * LANES;
-                    sum[r][v] = add ? take(out + (row + r) * out_row + at, n) : start ? take(start + at, n) : (vec){};
-                }
-            product((int)some, count, sum, count - 1, a + row * a_row, a_row, w + u * k, k);
-            for (int r = 0; r < some; r++)
-                for (int v = 0; v < count; v++)
-                    put(out + (row + r) * out_row + u + v * LANES, sum[r][v], v == count - 1 ? last : LANES);
+            REAL *to = out + row * out_row + u;
+            multiply_block((int)some, count, a + row * a_row, a_row, w + u * k, k, add ? to : start ? start + u : NULL,
+                           add ? out_row : 0, to, out_row, last);
         }
     }
 }
@@ -153,20 +192,7 @@ INLINE void fixed_outer(int some, int count, int64_t rows, const REAL *x, int64_
 
 static void outer(int some, int count, int64_t rows, const REAL *x, int64_t x_row, const REAL *g, int64_t g_row,
                   REAL *sum, int64_t columns, int last) {
-#define OUTER(some, count) fixed_outer(some, count, rows, x, x_row, g, g_row, sum, columns, last)
-#define OUTERS(count)                                   \
-    switch (some) {                                     \
-        case 1: OUTER(1, count); break;                 \
-        case 2: OUTER(2, count); break;                 \
-        case 3: OUTER(3, count); break;                 \
-        case 4: OUTER(ROWS(4), count); break;           \
-        case 5: OUTER(ROWS(5), count); break;           \
-        default: OUTER(BLOCK, count);                   \
-    }
-    if (count == 4) OUTERS(4)
-    else if (count == 3) OUTERS(3)
-    else if (count == 2) OUTERS(2)
-    else OUTERS(1)
+    ALL_SIZED(fixed_outer, some, count, rows, x, x_row, g, g_row, sum, columns, last)
 }
 
 #define NEAR 128  // rows that are gone through at once, so that they are still in the cache for the next columns

@@ -20,8 +20,7 @@ Logger: Any = require("stable_baselines3.common.logger", "rl").Logger
 
 if TYPE_CHECKING:
     from mechanisms.lab import Bench
-    from mechanisms.papers._meta_rims.levels import Levels
-    from mechanisms.papers._meta_rims.roles import Roles
+    from mechanisms.papers._meta_rims.settings import Agents
 
 # The optimiser's settings by variant. Where all is learnt in every update, both sets' gradients are clipped together.
 MODES: dict[str, dict[str, Any]] = {
@@ -33,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_agent(settings: Roles | Levels, variant: str, envs: Any, bench: Bench, **policy: Any) -> Any:
+def make_agent(settings: Agents, variant: str, envs: Any, bench: Bench, **policy: Any) -> Any:
     """An agent with fresh weights, which follow from the seed alone.
 
     Args:
@@ -71,7 +70,7 @@ def make_agent(settings: Roles | Levels, variant: str, envs: Any, bench: Bench, 
     return model
 
 
-def cell(settings: Roles | Levels, variant: str) -> dict[str, Any]:
+def cell(settings: Agents, variant: str) -> dict[str, Any]:
     """The settings of the agent's memory."""
     if variant == "lstm":
         return {"name": "LSTMCell", "hidden_size": settings.lstm_size}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mechanisms.lab import Bench, config
 from mechanisms.papers._meta_rims import roles
+from mechanisms.papers._meta_rims.settings import extras
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,7 +41,7 @@ def run_exact(settings: Exact, variant: str, bench: Bench) -> dict[str, Any]:
     }
 
 
-@roles.extras()
+@extras()
 def train(
     settings: Exact, mode: str, inner: int | float, bench: Bench
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], set[str]]:

@@ -9,9 +9,8 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from mechanisms.lab import Bench, config
-from mechanisms.papers._meta_rims.roles import extras
+from mechanisms.papers._meta_rims.settings import Agents, extras
 
-VARIANTS = ("meta", "reversed", "joint", "lstm")
 WINDOWS = 20
 # MultiRoom-N4-S5-v0 has six rooms, not four.
 PAIRS = (
@@ -29,7 +28,7 @@ PAIRS = (
 
 
 @config
-class Levels:
+class Levels(Agents):
     """Settings of the agents, of PPO (those of BabyAI), and the pairs of levels.
 
     `workers` processes step the environments (as many as there are processors by default; results do not depend on
@@ -37,34 +36,21 @@ class Levels:
     """
 
     pairs: tuple[tuple[str, str], ...] = PAIRS
-    num_envs: int = 64
     steps: int = 40
     epochs: int = 4
     lr: float = 1e-4
-    gamma: float = 0.99
-    gae_lambda: float = 0.99
-    clip: float = 0.2
-    entropy: float = 0.01
-    value: float = 0.5
-    max_grad_norm: float = 0.5
-    batch_size: int = 1280
     reward_scale: float = 20.0
-    head_size: int = 64
     word_size: int = 128
     modules: int = 5
     module_size: int = 50
     active: int = 3
     key_size: int = 64
-    communication_heads: int = 4
     communication_key_size: int = 32
-    communicate: bool = True
     init_std: float = 0.05
     lstm_size: int = 250
-    inner_updates: int = 4
     training_updates: int = 2000
     transfer_updates: int = 2000
     segment: int = 200
-    evaluation: int = 500
     workers: int | None = None
     max_steps: int | None = None
 

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from mechanisms._base.extras import MissingExtra
-from mechanisms.lab import Bench, NotHere, config
+from mechanisms.lab import Bench, config
 from mechanisms.lab.configuration import as_dict
+from mechanisms.papers._meta_rims.settings import Agents, extras
 
-VARIANTS = ("meta", "reversed", "joint", "lstm")
 MODULAR = ("meta", "reversed", "joint")
 ADAPTED = ("full", "fast-only", "slow-only")
 
 
 @config
-class Roles:
+class Roles(Agents):
     """Settings of the agents, of PPO, and of both rooms.
 
-    `steps` of each environment and `epochs` make an update; `inner_updates` of them go to the fast set, then one to the
-    slow. Rooms have `size` cells on a side and so many balls; `missions` are the colours that are asked for.
-    `every` updates give one point of a curve. A run may be gone on with behind each `segment` of updates, where rooms
-    and memories begin anew; by default a phase is one.
+    Rooms have `size` cells on a side and so many balls; `missions` are the colours that are asked for. `every` updates
+    give one point of a curve. By default a phase is one segment.
     """
 
-    num_envs: int = 64
-    steps: int = 20
-    epochs: int = 3
-    batch_size: int = 1280
-    lr: float = 1e-3
-    gamma: float = 0.99
-    gae_lambda: float = 0.99
-    clip: float = 0.2
-    entropy: float = 0.01
-    value: float = 0.5
-    max_grad_norm: float = 0.5
-    head_size: int = 64
-    modules: int = 4
-    module_size: int = 16
-    active: int = 2
-    key_size: int = 16
-    communication_heads: int = 4
-    communication_key_size: int = 8
-    communicate: bool = True
-    init_std: float = 0.1
-    lstm_size: int = 64
-    inner_updates: int = 4
-    training_updates: int = 150
-    transfer_updates: int = 120
     training_size: int = 5
     training_balls: int = 2
     training_missions: tuple[int, ...] = (0, 1)
@@ -58,17 +30,6 @@ class Roles:
     transfer_missions: tuple[int, ...] = (0, 1, 2)
     max_steps: int = 64
     every: int = 5
-    segment: int = 150
-    evaluation: int = 500
-
-
-@contextlib.contextmanager
-def extras() -> Generator[None]:
-    """Without the grid world or PPO a run is not run, as one without its data is."""
-    try:
-        yield
-    except MissingExtra as error:
-        raise NotHere(str(error)) from None
 
 
 @extras()
