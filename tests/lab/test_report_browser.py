@@ -203,7 +203,12 @@ def test_printing_is_light_and_on_paper_width(index: Path, tab) -> None:
     one.page.emulate_media(media="print", color_scheme="dark")
     one.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert one.page.evaluate("document.querySelector('.main-svg').getBoundingClientRect().width") == 660
+    width = "document.querySelector('.main-svg').getBoundingClientRect().width"
+    assert one.page.evaluate(width) == 660
+    # The change of scheme that printing brings is told at the next frame, and draws again.
+    one.page.evaluate("matchMedia('screen and (prefers-color-scheme: dark)').dispatchEvent(new Event('change'))")
+    one.page.wait_for_timeout(200)
+    assert one.page.evaluate(width) == 660
     one.page.emulate_media(media="screen", color_scheme="dark")
     one.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 21, 24)"

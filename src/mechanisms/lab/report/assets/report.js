@@ -59,23 +59,23 @@
         figure: JSON.parse(figure.querySelector("script").textContent),
       }))
     : [];
-  const draw = (light, width) => {
+  // A page of A4 less its margins is about 690 pixels wide; the colours of the print style hold only once it applies.
+  // The scheme changes while a page is printed, before or after its events: whatever draws looks whether it is on paper.
+  const draw = () => {
+    const paper = root.classList.contains("print");
     for (const { canvas, figure } of plots) {
-      const { data, layout, frames, config } = themed(figure, dark.matches && !light ? 1 : 0);
-      Plotly.react(canvas, { data, frames, config, layout: width ? { ...layout, width, autosize: false } : layout });
+      const { data, layout, frames, config } = themed(figure, dark.matches && !paper ? 1 : 0);
+      Plotly.react(canvas, { data, frames, config, layout: paper ? { ...layout, width: 660, autosize: false } : layout });
     }
   };
   draw();
-  dark.addEventListener("change", () => draw());
-  // A page of A4 less its margins is about 690 pixels wide; the colours of the print style hold only once it applies.
-  window.addEventListener("beforeprint", () => {
-    root.classList.add("print");
-    draw(true, 660);
-  });
-  window.addEventListener("afterprint", () => {
-    root.classList.remove("print");
-    draw();
-  });
+  dark.addEventListener("change", draw);
+  for (const [event, paper] of [["beforeprint", true], ["afterprint", false]]) {
+    window.addEventListener(event, () => {
+      root.classList.toggle("print", paper);
+      draw();
+    });
+  }
 
   // ---- tables ------------------------------------------------------------------------------------------------------
   const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
