@@ -13,7 +13,7 @@ from tests.robust.plain_ladder import WIDTHS, batch
 
 
 def test_variants_are_the_studys_table() -> None:
-    assert len(VARIANTS) == 21
+    assert len(VARIANTS) == 22
     network = VARIANTS["first-noise-and-reconstruction"].network(WIDTHS, noise_std=0.2, scale=0.5)
     torch.testing.assert_close(network.noise_std, torch.tensor([0.2, 0.0, 0.0, 0.0]))
     torch.testing.assert_close(network.reconstruction_weights, torch.tensor([500.0, 0.0, 0.0, 0.0]))

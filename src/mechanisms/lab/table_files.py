@@ -85,7 +85,7 @@ def read_table(path: str | Path, *, text: bool = False) -> pd.DataFrame:
 
 
 def write_table(frame: pd.DataFrame, file: BufferedIOBase, path: Path) -> None:
-    """Write a table to an open file in the format of a path's suffix; see `mechanisms.lab.folders.whole_file`.
+    """Write a table to an open file in the format of a path's suffix; see `mechanisms._base.files.whole_file`.
 
     Args:
         frame: the table; its index is left out.

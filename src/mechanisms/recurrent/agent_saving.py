@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mechanisms._base.extras import require
+from mechanisms._base.files import whole_file
 
 require("sb3_contrib", "rl")  # first, for its clear message
 
@@ -121,15 +122,9 @@ def save_agent(model: RecurrentPPO, path: str | os.PathLike[str]) -> None:
         "run.safetensors": save_arrays({name: np.ascontiguousarray(one) for name, one in run.items()}),
         "optimizer.pt": optimizer.getvalue(),
     }
-    place = Path(path)
-    partial = place.with_name(f"{place.name}.{os.getpid()}.part")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
-            for name, content in parts.items():
-                archive.writestr(name, content)
-        os.replace(partial, place)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
 
 
 def load_agent(

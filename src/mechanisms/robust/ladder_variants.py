@@ -129,6 +129,7 @@ def _is_there(where: str, level: int, levels: int) -> bool:
 VARIANTS: Mapping[str, LadderVariant] = {
     "vanilla": LadderVariant(),
     # Parts of the network.
+    "no-noise": LadderVariant(noise="none"),
     "first-noise": LadderVariant(noise="first"),
     "first-reconstruction": LadderVariant(reconstruction="first"),
     "first-noise-and-reconstruction": LadderVariant(noise="first", reconstruction="first"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mechanisms.lab import config
@@ -98,8 +98,6 @@ def kind(variant: str) -> LadderVariant:
     """What a variant of the recipe is made of."""
     from mechanisms.robust.ladder_variants import VARIANTS
 
-    if variant == "no-noise":
-        return replace(VARIANTS["vanilla"], noise="none")
     return VARIANTS["baseline-noise" if variant == TUNED_NOISE else variant]
 
 
