@@ -10,7 +10,7 @@ import io
 import re
 import tokenize
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from mechanisms._base.compiled import source_texts
@@ -84,6 +84,12 @@ def code_hash(paper_slug: str) -> str:
     return digest.hexdigest()[:12]
 
 
+@lru_cache(maxsize=1)  # papers share most modules, and what is found in each is kept; its nodes are needed but then
+def _nodes(source: str) -> list[ast.AST]:
+    """All nodes of a source, from the top down."""
+    return list(ast.walk(ast.parse(source)))
+
+
 def _is_machinery(module: str) -> bool:
     """Whether a module runs and reports experiments but has no say in their numbers."""
     decides = module.startswith(("mechanisms.lab.data", "mechanisms.lab.batches", "mechanisms.lab.training"))
@@ -117,26 +123,28 @@ def _homes(package: str) -> dict[str, str]:
     return {}
 
 
+@cache
 def _kernels(source: str, folder: Path) -> list[str]:
     """Texts of the C files beside a module that it names in a string, and of their headers."""
-    named = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    named = {node.value for node in _nodes(source) if isinstance(node, ast.Constant)}
     files = [folder / name for name in named if isinstance(name, str) and re.fullmatch(r"\w+\.c", name)]
     return [text.decode() for file in sorted(files) if file.is_file() for text in source_texts(file)]
 
 
+@cache
 def _imports(source: str, module: str, *, package: bool) -> list[tuple[str, bool]]:
     """What a source imports, inside functions too, and whether all of it; imports for type checkers are left out.
 
     Of a package that is only asked for names, as in `data.digits`, these names count.
     """
     found: list[tuple[str, bool]] = []
-    tree = ast.parse(source)
-    names = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    nodes = _nodes(source)
+    names = Counter(node.id for node in nodes if isinstance(node, ast.Name))
     asked: dict[str, list[str]] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             asked.setdefault(node.value.id, []).append(node.attr)
-    todo: list[ast.AST] = [tree]
+    todo = nodes[:1]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -156,7 +164,7 @@ def _imports(source: str, module: str, *, package: bool) -> list[tuple[str, bool
                     found += [(f"{base}.{alias.name}.{attribute}", True) for attribute in attributes]
                 else:
                     found.append((f"{base}.{alias.name}", True))
-        todo += ast.iter_child_nodes(node)
+        todo += (child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr))
     return found
 
 
@@ -172,7 +180,7 @@ def _bare_source(source: str) -> str:
         elif token.start[0] != token.end[0]:
             texts |= set(range(row, token.end[0] + 1))
     holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(ast.parse(source)):
+    for node in _nodes(source):
         if isinstance(node, holders) and ast.get_docstring(node, clean=False) is not None:
             text = node.body[0]
             first, last = text.lineno, text.end_lineno or text.lineno

@@ -1,5 +1,7 @@
 """The file in which a training is kept while it runs: tensors, numbers and text; nothing in it is executed."""
 
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from mechanisms._base.files import whole_file
 
 LAYOUT = 2
 
@@ -44,8 +44,14 @@ def write_training(
         "history": dict(history),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        torch.save(content, file)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def read_training(
