@@ -200,15 +200,11 @@ def test_nothing_is_wider_than_the_window(index: Path, tab, width: int) -> None:
 def test_printing_is_light_and_on_paper_width(index: Path, tab) -> None:
     one = tab(color_scheme="dark")
     one.open(index.parent / "papers" / "xrm.waterbirds-like.html")
-    one.page.emulate_media(media="print", color_scheme="dark")
     one.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    width = "document.querySelector('.main-svg').getBoundingClientRect().width"
-    assert one.page.evaluate(width) == 660
-    # The change of scheme that printing brings is told at the next frame, and draws again.
-    one.page.evaluate("matchMedia('screen and (prefers-color-scheme: dark)').dispatchEvent(new Event('change'))")
+    one.page.emulate_media(media="print", color_scheme="dark")  # tells of a change of scheme, after the event
     one.page.wait_for_timeout(200)
-    assert one.page.evaluate(width) == 660
+    assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert one.page.evaluate("document.querySelector('.main-svg').getBoundingClientRect().width") == 660
     one.page.emulate_media(media="screen", color_scheme="dark")
     one.page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert one.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 21, 24)"

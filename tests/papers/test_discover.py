@@ -213,7 +213,7 @@ def test_a_disk_that_is_full_leaves_what_was_there(folder: Path, monkeypatch) ->
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mechanisms.lab.folders.os.fsync", full)
+    monkeypatch.setattr("mechanisms._base.files.os.fsync", full)
     arguments = ("--label", "animal", "--out", folder / "out.csv", "--page", folder / "p.html", *QUICK)
     assert "No space left" in refused(folder, folder / "cows.csv", *arguments)
     assert (folder / "out.csv").read_text() == "old"
