@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Generator
 from io import BufferedWriter
 from pathlib import Path
@@ -16,23 +16,22 @@ def whole_file(path: Path, *, private: bool = False) -> Generator[BufferedWriter
         path: its folder must be there.
         private: readable by its owner alone (caches); otherwise as the user's mask says.
 
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with whole_file(Path(folder) / "text") as file:
     ...         _ = file.write(b"all of it")
     ...     [entry.name for entry in Path(folder).iterdir()]
     ['text']
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+    part = path.parent / f".{path.name[:40]}.{secrets.token_hex(8)}.part"
+    mode = 0o600 if private else 0o666  # less what the user's mask takes away
+    file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if not private:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
